@@ -1,0 +1,11 @@
+"""The ``mesh-middleware`` command: reads options, calls the package, prints. No logic."""
+
+from __future__ import annotations
+
+import click
+
+
+@click.group(context_settings={"help_option_names": ["-h", "--help"]})
+@click.version_option(package_name="mesh-middleware", prog_name="mesh-middleware")
+def main() -> None:
+    """Consul service mesh for Python services: mTLS and intentions without a sidecar."""

@@ -1,0 +1,1 @@
+"""Learn: everything that talks to a Consul agent."""

@@ -1,0 +1,1 @@
+"""Enforce: thin adapters that ask the policy about each request."""

@@ -1,0 +1,1 @@
+"""Tell: log records, metrics and traces, each made from one decision."""

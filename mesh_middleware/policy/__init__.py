@@ -1,0 +1,1 @@
+"""Decide: pure rules, no clock, socket, log or environment."""

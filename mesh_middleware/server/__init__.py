@@ -1,0 +1,1 @@
+"""Serve: an application on the mesh, through uvicorn."""

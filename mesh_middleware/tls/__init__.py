@@ -1,0 +1,1 @@
+"""Prove: certificates, TLS contexts and tokens; opens no socket, knows no Consul."""
