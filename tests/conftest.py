@@ -1,0 +1,24 @@
+"""What every test folder shares: a real Consul, and a loud word when it is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.consul_agent import SKIPPED, ConsulAgent, running_consul
+
+
+@pytest.fixture(scope="session")
+def consul() -> Iterator[ConsulAgent]:
+    """One real agent for the whole run (of one worker); don't restart it, don't rotate its CA."""
+    with running_consul() as agent:
+        yield agent
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    skips = [r for r in terminalreporter.stats.get("skipped", []) if SKIPPED in str(r.longrepr)]
+    if skips:
+        terminalreporter.section("WARNING", sep="!", red=True, bold=True)
+        reason = str(skips[0].longrepr[2] if isinstance(skips[0].longrepr, tuple) else "")
+        terminalreporter.write_line(f"{len(skips)} tests did not meet a real agent. {reason}")
