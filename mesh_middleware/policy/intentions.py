@@ -123,9 +123,11 @@ class Intention:
     @property
     def source_key(self) -> SourceKey:
         """Peer, partition, namespace and name of the source, as callers are looked up."""
+        # A peered source has no local partition: the peer's bundle says which one it exports.
+        partition = "" if self.source_peer else self.source_partition.lower()
         return (
             self.source_peer,
-            self.source_partition.lower() or DEFAULT,
+            partition or DEFAULT,
             self.source_namespace,
             self.source_name,
         )
@@ -143,9 +145,7 @@ class Intention:
     @property
     def destination(self) -> str:
         """The destination as a person would write it, defaults left out."""
-        return _label(
-            self.destination_partition, self.destination_namespace, self.destination_name
-        )
+        return _label(self.destination_partition, self.destination_namespace, self.destination_name)
 
     def __str__(self) -> str:
         return f"{self.source} => {self.destination} (precedence {self.precedence})"

@@ -144,9 +144,7 @@ class ServiceIdentity:
             value = getattr(self, name)
             if not value or "/" in value or "\x00" in value or value in {".", ".."}:
                 raise SpiffeIDError(f"{name} {value[:80]!r} cannot be part of a SPIFFE ID")
-        object.__setattr__(
-            self, "key", ("", self.partition.lower(), self.namespace, self.service)
-        )
+        object.__setattr__(self, "key", ("", self.partition.lower(), self.namespace, self.service))
 
     @classmethod
     def from_spiffe_id(cls, spiffe_id: SpiffeID) -> ServiceIdentity:

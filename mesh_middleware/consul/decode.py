@@ -1,0 +1,428 @@
+"""Consul's JSON turned into values, totally: every input gives a value or a `DecodeError`.
+
+Two kinds of surprise are told apart. A value of the wrong *type* (a list where an object belongs,
+a number for a name) means that the document is not what it claims to be: DecodeError. A
+*condition* that this package does not know (a matcher from a newer Consul, an object it has never
+seen) is kept by name in the `unknown` fields of the value, and counts against the caller when it
+is evaluated. Unknown scalars at intention and permission level are bookkeeping and ignored;
+inside ``HTTP`` and ``Header`` everything is a condition. A field that is null, false, zero or
+empty is not set, as Go's encoder means it.
+
+This is where Consul's words become SPIFFE's: a leaf is an X509-SVID, roots are a trust bundle.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from enum import StrEnum
+from typing import Any, TypeVar
+
+from mesh_middleware.errors import DecodeError, SpiffeIDError
+from mesh_middleware.policy.engine import JWTProvider
+from mesh_middleware.policy.intentions import (
+    Action,
+    ClaimMatch,
+    HeaderMatch,
+    HTTPMatch,
+    Intention,
+    JWTProviderRequirement,
+    JWTRequirement,
+    Permission,
+)
+from mesh_middleware.policy.peering import PeerBundle
+from mesh_middleware.policy.request import EscapedSlashes, Normalization, Underscores
+from mesh_middleware.policy.spiffe import DEFAULT, TrustDomain
+from mesh_middleware.tls.certificates import X509SVID, TrustBundle
+
+_INTENTION = frozenset(
+    """ID Description SourceNS SourceName DestinationNS DestinationName SourcePartition
+    DestinationPartition SourcePeer SourceSamenessGroup SourceType Action Permissions JWT
+    DefaultAddr DefaultPort Meta Precedence CreatedAt UpdatedAt Hash CreateIndex
+    ModifyIndex""".split()
+)
+_PERMISSION = frozenset({"Action", "HTTP", "JWT"})
+_HTTP = frozenset({"PathExact", "PathPrefix", "PathRegex", "Header", "Methods"})
+_HEADER = frozenset("""Name Present Exact Prefix Suffix Contains Regex Invert IgnoreCase""".split())
+
+
+def decode_roots(document: Any) -> TrustBundle:
+    """The trust bundle of ``GET /v1/agent/connect/ca/roots``: all listed roots, active or not."""
+    fields = _object(document, "")
+    domain = _trust_domain(_text(fields, "TrustDomain", ""), "TrustDomain")
+    roots = _list(fields, "Roots", "")
+    if not roots:
+        raise DecodeError("there is no root", field="Roots")
+    pems = [
+        _text(_object(root, f"Roots[{n}]"), "RootCert", f"Roots[{n}].")
+        for n, root in enumerate(roots)
+    ]
+    return TrustBundle.from_pem(domain, pems)
+
+
+def decode_leaf(document: Any) -> X509SVID:
+    """The X509-SVID of ``GET /v1/agent/connect/ca/leaf/:service``."""
+    fields = _object(document, "")
+    return X509SVID.from_pem(_text(fields, "CertPEM", ""), _text(fields, "PrivateKeyPEM", ""))
+
+
+def decode_matches(document: Any, service: str) -> list[Intention]:
+    """The rows for `service` in an answer of ``GET /v1/connect/intentions/match``.
+
+    A null value means no intentions; a missing key means that the answer is about something else.
+    """
+    fields = _object(document, "")
+    if service not in fields:
+        raise DecodeError("the answer has no rows for this service", field=service)
+    rows = fields[service]
+    if rows is None:
+        return []
+    if not isinstance(rows, list):
+        raise DecodeError(f"expected a list, got {_kind(rows)}", field=service)
+    return [decode_intention(row, f"{service}[{n}]") for n, row in enumerate(rows)]
+
+
+def decode_intention(row: Any, field: str = "") -> Intention:
+    """One row of the match API. `field` names it in errors. A missing Precedence is computed."""
+    fields = _object(row, field)
+    at = f"{field}." if field else ""
+    unknown = _unknown_structures(fields, _INTENTION)
+    if _text(fields, "SourceType", at, default="consul") not in {"consul", ""}:
+        unknown += ("SourceType",)
+    precedence = _integer(fields, "Precedence", at)
+    if precedence and not 1 <= precedence <= 9:
+        raise DecodeError(f"{precedence} is not within 1 to 9", field=f"{at}Precedence")
+    return Intention(
+        source_name=_name(fields, "SourceName", at),
+        destination_name=_name(fields, "DestinationName", at),
+        action=_action(fields, at),
+        permissions=_permissions(fields, at),
+        jwt=_requirement(fields, at),
+        source_namespace=_text(fields, "SourceNS", at, default=DEFAULT) or DEFAULT,
+        source_partition=_text(fields, "SourcePartition", at, default=DEFAULT) or DEFAULT,
+        source_peer=_text(fields, "SourcePeer", at, default=""),
+        source_sameness_group=_text(fields, "SourceSamenessGroup", at, default=""),
+        destination_namespace=_text(fields, "DestinationNS", at, default=DEFAULT) or DEFAULT,
+        destination_partition=_text(fields, "DestinationPartition", at, default=DEFAULT) or DEFAULT,
+        precedence=precedence,
+        description=_text(fields, "Description", at, default=""),
+        unknown=unknown,
+    )
+
+
+def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
+    """The rows that a ``service-intentions`` config entry stands for, one for each source.
+
+    Keys are read as the API writes them (``PathExact``) and as HCL users do (``path_exact``).
+    """
+    fields = _camel_keys(_object(document, field))
+    at = f"{field}." if field else ""
+    kind = _text(fields, "Kind", at)
+    if kind != "service-intentions":
+        raise DecodeError(f"expected 'service-intentions', got {kind!r}", field=f"{at}Kind")
+    rows = []
+    for n, item in enumerate(_list(fields, "Sources", at)):
+        where = f"{at}Sources[{n}]"
+        source = _object(item, where)
+        row = {
+            **{key: source[key] for key in source if key not in _SOURCE_KEYS},
+            **{wanted: source[key] for key, wanted in _SOURCE_KEYS.items() if key in source},
+            "DestinationName": _name(fields, "Name", at),
+            "DestinationNS": fields.get("Namespace"),
+            "DestinationPartition": fields.get("Partition"),
+            "JWT": fields.get("JWT"),
+        }
+        if "JWT" in source:
+            row["Sources.JWT"] = source["JWT"] or [None]  # not a place that Consul knows
+        rows.append(_with_upper_methods(decode_intention(row, where)))
+    return rows
+
+
+_SOURCE_KEYS = {
+    "Name": "SourceName",
+    "Namespace": "SourceNS",
+    "Partition": "SourcePartition",
+    "Peer": "SourcePeer",
+    "SamenessGroup": "SourceSamenessGroup",
+    "Type": "SourceType",
+    "LegacyMeta": "Meta",
+}
+
+
+def decode_authorize(document: Any) -> Action | None:
+    """What an answer of ``POST /v1/agent/connect/authorize`` says of the default action.
+
+    None when an intention matched the probe: then it says nothing about the default.
+    """
+    fields = _object(document, "")
+    allowed = fields.get("Authorized")
+    if not isinstance(allowed, bool):
+        raise DecodeError(f"expected true or false, got {_kind(allowed)}", field="Authorized")
+    if _text(fields, "Reason", "", default="").startswith("Matched"):
+        return None
+    return Action.ALLOW if allowed else Action.DENY
+
+
+def decode_normalization(entry: Any) -> Normalization:
+    """The request normalisation of a ``mesh`` config entry; None (no entry) gives the defaults."""
+    fields: Mapping[str, Any] = {} if entry is None else _camel_keys(_object(entry, ""))
+    where = ""
+    for key in ("HTTP", "Incoming", "RequestNormalization"):
+        fields, where = _object(fields.get(key) or {}, f"{where}{key}"), f"{where}{key}."
+    return Normalization(
+        path=not _flag(fields, "InsecureDisablePathNormalization", where),
+        merge_slashes=_flag(fields, "MergeSlashes", where),
+        escaped_slashes=_choice(
+            fields, "PathWithEscapedSlashesAction", where, EscapedSlashes.KEEP_UNCHANGED
+        ),
+        underscores=_choice(fields, "HeadersWithUnderscoresAction", where, Underscores.ALLOW),
+    )
+
+
+def decode_jwt_provider(entry: Any, field: str = "") -> JWTProvider:
+    """What deciding needs of a ``jwt-provider`` config entry."""
+    fields = _camel_keys(_object(entry, field))
+    at = f"{field}." if field else ""
+    return JWTProvider(_name(fields, "Name", at), _text(fields, "Issuer", at, default=""))
+
+
+def decode_peer(document: Any, field: str = "") -> PeerBundle:
+    """A peer: ``PeerName``, ``TrustDomain`` and ``ExportedPartition`` (absent: ``default``)."""
+    fields = _object(document, field)
+    at = f"{field}." if field else ""
+    return PeerBundle(
+        _name(fields, "PeerName", at),
+        _trust_domain(_text(fields, "TrustDomain", at), f"{at}TrustDomain"),
+        _text(fields, "ExportedPartition", at, default=DEFAULT) or DEFAULT,
+    )
+
+
+# -- parts of a row ---------------------------------------------------------------------------
+
+
+def _action(fields: Mapping[str, Any], at: str) -> Action:
+    return Action.ALLOW if _text(fields, "Action", at, default="") == "allow" else Action.DENY
+
+
+def _permissions(fields: Mapping[str, Any], at: str) -> tuple[Permission, ...]:
+    return tuple(
+        _permission(item, f"{at}Permissions[{n}]")
+        for n, item in enumerate(_list(fields, "Permissions", at))
+    )
+
+
+def _permission(item: Any, field: str) -> Permission:
+    fields = _object(item, field)
+    http = fields.get("HTTP")
+    return Permission(
+        action=_action(fields, f"{field}."),
+        http=None if http is None else _http(_object(http, f"{field}.HTTP"), f"{field}.HTTP."),
+        jwt=_requirement(fields, f"{field}."),
+        unknown=_unknown_structures(fields, _PERMISSION),
+    )
+
+
+def _http(fields: Mapping[str, Any], at: str) -> HTTPMatch:
+    return HTTPMatch(
+        path_exact=_text(fields, "PathExact", at, default="") or None,
+        path_prefix=_text(fields, "PathPrefix", at, default="") or None,
+        path_regex=_text(fields, "PathRegex", at, default="") or None,
+        methods=_texts(fields, "Methods", at),
+        headers=tuple(
+            _header(_object(item, f"{at}Header[{n}]"), f"{at}Header[{n}].")
+            for n, item in enumerate(_list(fields, "Header", at))
+        ),
+        unknown=_unknown_conditions(fields, _HTTP),
+    )
+
+
+def _header(fields: Mapping[str, Any], at: str) -> HeaderMatch:
+    return HeaderMatch(
+        name=_text(fields, "Name", at, default=""),
+        present=_flag(fields, "Present", at),
+        exact=_text(fields, "Exact", at, default="") or None,
+        prefix=_text(fields, "Prefix", at, default="") or None,
+        suffix=_text(fields, "Suffix", at, default="") or None,
+        contains=_text(fields, "Contains", at, default="") or None,
+        regex=_text(fields, "Regex", at, default="") or None,
+        invert=_flag(fields, "Invert", at),
+        ignore_case=_flag(fields, "IgnoreCase", at),
+        unknown=_unknown_conditions(fields, _HEADER),
+    )
+
+
+def _requirement(fields: Mapping[str, Any], at: str) -> JWTRequirement | None:
+    if fields.get("JWT") is None:
+        return None
+    block = _object(fields["JWT"], f"{at}JWT")
+    unknown = list(_unknown_conditions(block, frozenset({"Providers"})))
+    providers = []
+    for n, item in enumerate(_list(block, "Providers", f"{at}JWT.")):
+        where = f"{at}JWT.Providers[{n}]"
+        entry = _object(item, where)
+        unknown += _unknown_conditions(entry, frozenset({"Name", "VerifyClaims"}))
+        claims = tuple(
+            _claim(claim, f"{where}.VerifyClaims[{c}]")
+            for c, claim in enumerate(_list(entry, "VerifyClaims", f"{where}."))
+        )
+        providers.append(JWTProviderRequirement(_name(entry, "Name", f"{where}."), claims))
+    return JWTRequirement(tuple(providers), tuple(unknown))
+
+
+def _claim(item: Any, field: str) -> ClaimMatch:
+    fields = _object(item, field)
+    unknown = _unknown_conditions(fields, frozenset({"Path", "Value"}))
+    if unknown:
+        raise DecodeError(f"{', '.join(unknown)} not known", field=field)
+    value = _text(fields, "Value", f"{field}.", default="")
+    return ClaimMatch(_texts(fields, "Path", f"{field}."), value)
+
+
+def _with_upper_methods(row: Intention) -> Intention:
+    """Consul upper-cases methods when it stores an entry."""
+    permissions = tuple(
+        permission
+        if permission.http is None
+        else replace(
+            permission,
+            http=replace(
+                permission.http, methods=tuple(m.upper() for m in permission.http.methods)
+            ),
+        )
+        for permission in row.permissions
+    )
+    return replace(row, permissions=permissions)
+
+
+# -- fields -----------------------------------------------------------------------------------
+
+
+def _kind(value: Any) -> str:
+    return "null" if value is None else _JSON_KINDS.get(type(value), type(value).__name__)
+
+
+_JSON_KINDS = {
+    dict: "an object",
+    list: "a list",
+    str: "text",
+    bool: "true or false",
+    int: "a number",
+    float: "a number",
+}
+
+
+def _object(value: Any, field: str) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise DecodeError(f"expected an object, got {_kind(value)}", field=field)
+    return value
+
+
+def _list(fields: Mapping[str, Any], key: str, at: str) -> list[Any]:
+    value = fields.get(key)
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise DecodeError(f"expected a list, got {_kind(value)}", field=f"{at}{key}")
+    return value
+
+
+def _texts(fields: Mapping[str, Any], key: str, at: str) -> tuple[str, ...]:
+    values = _list(fields, key, at)
+    for n, value in enumerate(values):
+        if not isinstance(value, str):
+            raise DecodeError(f"expected text, got {_kind(value)}", field=f"{at}{key}[{n}]")
+    return tuple(values)
+
+
+def _text(fields: Mapping[str, Any], key: str, at: str, *, default: str | None = None) -> str:
+    value = fields.get(key)
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, str):
+        raise DecodeError(f"expected text, got {_kind(value)}", field=f"{at}{key}")
+    return value
+
+
+def _name(fields: Mapping[str, Any], key: str, at: str) -> str:
+    value = _text(fields, key, at)
+    if not value:
+        raise DecodeError("must not be empty", field=f"{at}{key}")
+    return value
+
+
+def _integer(fields: Mapping[str, Any], key: str, at: str) -> int:
+    value = fields.get(key)
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise DecodeError(f"expected a whole number, got {_kind(value)}", field=f"{at}{key}")
+    return value
+
+
+def _flag(fields: Mapping[str, Any], key: str, at: str) -> bool:
+    value = fields.get(key)
+    if value is None:
+        return False
+    if not isinstance(value, bool):
+        raise DecodeError(f"expected true or false, got {_kind(value)}", field=f"{at}{key}")
+    return value
+
+
+_Choice = TypeVar("_Choice", bound=StrEnum)
+
+
+def _choice(fields: Mapping[str, Any], key: str, at: str, default: _Choice) -> _Choice:
+    value = _text(fields, key, at, default="")
+    if value in {"", "IMPLEMENTATION_SPECIFIC_DEFAULT"}:
+        return default
+    try:
+        return type(default)(value)
+    except ValueError:
+        known = ", ".join(type(default))
+        raise DecodeError(f"{value!r} is not one of {known}", field=f"{at}{key}") from None
+
+
+def _trust_domain(text: str, field: str) -> TrustDomain:
+    try:
+        return TrustDomain(text)
+    except SpiffeIDError as error:
+        raise DecodeError(str(error), field=field) from error
+
+
+def _unknown_structures(fields: Mapping[str, Any], known: frozenset[str]) -> tuple[str, ...]:
+    return tuple(
+        key
+        for key, value in fields.items()
+        if key not in known and isinstance(value, Mapping | list) and value
+    )
+
+
+def _unknown_conditions(fields: Mapping[str, Any], known: frozenset[str]) -> tuple[str, ...]:
+    return tuple(str(key) for key, value in fields.items() if key not in known and value)
+
+
+_HCL_KEYS = {
+    re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower(): name
+    for name in """Kind Name Namespace Partition Sources Meta Peer SamenessGroup Action Permissions
+    Precedence Type Description JWT HTTP PathExact PathPrefix PathRegex Header Methods Present Exact
+    Prefix Suffix Contains Regex Invert IgnoreCase Providers VerifyClaims Path Value LegacyID
+    LegacyMeta LegacyCreateTime LegacyUpdateTime Issuer Incoming RequestNormalization
+    InsecureDisablePathNormalization MergeSlashes PathWithEscapedSlashesAction
+    HeadersWithUnderscoresAction""".split()
+}
+
+
+def _camel_keys(value: Any) -> Any:
+    """`value` with the config entry keys that HCL users write turned into the API's."""
+    if isinstance(value, list):
+        return [_camel_keys(item) for item in value]
+    if not isinstance(value, Mapping):
+        return value
+    renamed = {key: _HCL_KEYS.get(key, key) for key in value}
+    if len(set(renamed.values())) != len(renamed):
+        raise DecodeError(f"a key is given twice, in two spellings, among {', '.join(value)}")
+    return {
+        renamed[key]: item if renamed[key] == "Meta" else _camel_keys(item)
+        for key, item in value.items()
+    }

@@ -1,0 +1,99 @@
+"""The whole trail of one decision, as a value and in words."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from mesh_middleware.policy.decision import Decision, IntentionRef
+from mesh_middleware.policy.intentions import Action
+
+
+@dataclass(frozen=True, slots=True)
+class TriedPermission:
+    """A permission against one reading. `matched`: True, False, or None for unknown."""
+
+    reading: str
+    index: int
+    action: Action
+    matched: bool | None
+    failed: str
+
+
+@dataclass(frozen=True, slots=True)
+class Candidate:
+    """A row that covers the caller. Only one of them `decides`."""
+
+    intention: IntentionRef
+    decides: bool
+    permissions: tuple[TriedPermission, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class JudgedReading:
+    """A reading of the path and what was decided of it (None where the path did not matter)."""
+
+    name: str
+    path: bytes
+    tail: bytes
+    decision: Decision | None
+
+
+@dataclass(frozen=True, slots=True)
+class Explanation:
+    """Why a request is decided as it is. ``str()`` says it in words, for a terminal."""
+
+    decision: Decision
+    source: str
+    default_action: Action
+    candidates: tuple[Candidate, ...]
+    readings: tuple[JudgedReading, ...]
+
+    def __str__(self) -> str:
+        return "\n".join(self._lines())
+
+    def _lines(self) -> Iterator[str]:
+        decision = self.decision
+        yield f"{'allowed' if decision.allowed else 'refused'}: {decision.reason}"
+        yield f"caller: {self.source}"
+        if decision.intention is not None:
+            where = "" if decision.permission is None else f", permission {decision.permission}"
+            yield f"decided by: {decision.intention}{where}"
+        else:
+            yield f"decided by: no intention; the default action is {self.default_action}"
+        if decision.detail:
+            yield f"detail: {decision.detail}"
+        yield from self._candidate_lines()
+        yield from self._reading_lines()
+        for near in decision.nearest:
+            yield f"near: {near}"
+
+    def _candidate_lines(self) -> Iterator[str]:
+        if not self.candidates:
+            yield "candidates: none covers the caller"
+            return
+        yield "candidates, highest precedence first:"
+        several = len(self.readings) > 1
+        for candidate in self.candidates:
+            yield f"  {candidate.intention}{' <- decides' if candidate.decides else ''}"
+            for tried in candidate.permissions:
+                reading = f" as {tried.reading}" if several else ""
+                yield f"    permission {tried.index} {tried.action}{reading}: {_outcome(tried)}"
+
+    def _reading_lines(self) -> Iterator[str]:
+        if not self.readings:
+            return
+        yield "readings of the path:"
+        for reading in self.readings:
+            said = "" if reading.decision is None else f": {_verdict(reading.decision)}"
+            yield f"  {reading.name} {reading.path.decode('utf-8', 'backslashreplace')}{said}"
+
+
+def _verdict(decision: Decision) -> str:
+    return f"{'allowed' if decision.allowed else 'refused'}, {decision.reason}"
+
+
+def _outcome(tried: TriedPermission) -> str:
+    if tried.matched:
+        return "matches"
+    return tried.failed if tried.matched is False else f"unknown, {tried.failed}"
