@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Self
 
 import httpx
 import pytest
@@ -207,7 +208,7 @@ class ConsulAgent:
         self._process: subprocess.Popen[bytes] | None = None
         self._log: Path | None = None
 
-    def __enter__(self) -> ConsulAgent:
+    def __enter__(self) -> Self:
         try:
             self.start()
         except AssertionError:  # somebody took one of the ports in between
