@@ -1,0 +1,215 @@
+"""TLS contexts that follow the mesh: immutable ones, and a facade that always uses the newest.
+
+A context whose certificate or roots are changed in place is wrong in ways that cannot be mended:
+roots cannot be removed, a failed load leaves it broken, sessions live on. So each generation has
+its own contexts that never change (`TLSContexts`), and servers and clients are given a
+`MeshContext`, a real `ssl.SSLContext` that does no TLS itself: each new connection is born wholly
+in the newest generation, with its key, roots, options and session cache; older ones keep theirs.
+"""
+
+from __future__ import annotations
+
+import errno
+import socket
+import ssl
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Self
+
+from mesh_middleware.errors import ConfigError, DecodeError
+from mesh_middleware.policy.spiffe import ServiceIdentity
+from mesh_middleware.tls.certificates import X509SVID, TrustBundle
+from mesh_middleware.tls.handshake import (
+    Judge,
+    JudgingContext,
+    MeshSSLObject,
+    MeshSSLSocket,
+    PeerRejected,
+    VerifiedPeer,
+    verified_peer,
+)
+from mesh_middleware.tls.keys import load_svid
+
+__all__ = ["MeshContext", "PeerRejected", "TLSContexts", "VerifiedPeer", "verified_peer"]
+
+ALPN = tuple[str, ...]
+
+
+class _SealedContext(JudgingContext):
+    """An inner context: shared by many connections, so that nothing may change it any more."""
+
+    _sealed = False
+
+    def __setattr__(self, name: str, value: object) -> None:
+        self._refuse_change()
+        super().__setattr__(name, value)
+
+    def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
+        self._refuse_change()
+        super().set_alpn_protocols(alpn_protocols)
+
+    def load_cert_chain(self, *args: Any, **kwargs: Any) -> None:
+        self._refuse_change()
+        super().load_cert_chain(*args, **kwargs)
+
+    def load_verify_locations(self, *args: Any, **kwargs: Any) -> None:
+        self._refuse_change()
+        super().load_verify_locations(*args, **kwargs)
+
+    def _refuse_change(self) -> None:
+        if self._sealed:
+            raise ConfigError("this TLS context is shared and never changes; use a MeshContext")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TLSContexts:
+    """The TLS contexts of one generation: one leaf, one set of roots.
+
+    `generation`: grows with each published change of the mesh state. `gateways`: whether the server
+    side also takes mesh gateways of our trust domain. DecodeError when leaf and roots are of
+    different trust domains, or OpenSSL does not take them. Safe from any thread.
+    """
+
+    svid: X509SVID
+    bundle: TrustBundle
+    generation: int = field(kw_only=True)
+    gateways: bool = field(default=False, kw_only=True)
+    _cache: dict[tuple[ALPN, ServiceIdentity | None], ssl.SSLContext] = field(
+        init=False, repr=False, default_factory=dict
+    )
+
+    def __post_init__(self) -> None:
+        ours, theirs = self.svid.identity.trust_domain, self.bundle.trust_domain
+        if ours != theirs:
+            raise DecodeError(f"the leaf is of {ours}, the roots are of {theirs}", field="leaf")
+        self.server()  # what OpenSSL does not take is found out now, not at the first connection
+
+    def server(self, alpn: Iterable[str] = ()) -> ssl.SSLContext:
+        """The context for callers: any service of our trust domain (`check_peer`)."""
+        return self._cached(tuple(alpn), None)
+
+    def client(self, expected: ServiceIdentity, alpn: Iterable[str] = ()) -> ssl.SSLContext:
+        """The context for calling `expected`, and nobody else: compared as a value."""
+        if not isinstance(expected, ServiceIdentity):
+            raise ConfigError(f"expected must be a ServiceIdentity, not {expected!r}")
+        return self._cached(tuple(alpn), expected)
+
+    def _cached(self, alpn: ALPN, expected: ServiceIdentity | None) -> ssl.SSLContext:
+        found = self._cache.get((alpn, expected))
+        if found is None:  # two threads may both build one; the first one stays
+            found = self._cache.setdefault((alpn, expected), self._build(alpn, expected))
+        return found
+
+    def _build(self, alpn: ALPN, expected: ServiceIdentity | None) -> ssl.SSLContext:
+        server = expected is None
+        context = _SealedContext(ssl.PROTOCOL_TLS_SERVER if server else ssl.PROTOCOL_TLS_CLIENT)
+        # No name but the URI is in the certificates, and the judge compares that one.
+        # VERIFY_X509_STRICT stays off: Consul's intermediates have an empty subject since 1.11.
+        context.check_hostname = False
+        context.verify_mode = ssl.CERT_REQUIRED
+        context.minimum_version = (
+            ssl.TLSVersion.TLSv1_2
+        )  # Envoy's upstreams speak no 1.3 by default
+        # A resumed session skips the chain check: no tickets in 1.2 (option) nor in 1.3 (number).
+        context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_NO_TICKET
+        if server:
+            context.num_tickets = 0
+        load_svid(context, self.svid)
+        context.load_verify_locations(cadata=self.bundle.der())
+        if alpn:
+            context.set_alpn_protocols(alpn)
+        context.mesh_judge = Judge(
+            self.bundle, self.generation, gateways=server and self.gateways, expected=expected
+        )
+        context._sealed = True
+        return context
+
+
+class MeshContext(JudgingContext):
+    """A context for servers and clients that gives each new connection the newest generation.
+
+    It goes wherever an `ssl.SSLContext` goes: asyncio, uvloop, uvicorn, httpx, blocking sockets.
+    Make one for each server or client, by `for_server` or `for_client`; settings of one user
+    (ALPN) must not reach another. When the mesh has no state yet, wrapping raises what `current`
+    raises.
+    """
+
+    _current: Callable[[ALPN], ssl.SSLContext]
+    _alpn: ALPN = ()
+
+    def __new__(cls, protocol: int, current: Callable[[ALPN], ssl.SSLContext]) -> Self:
+        self = super().__new__(cls, protocol)
+        self._current = current
+        # For code that looks: the inner contexts are set like this, and only they count.
+        self.check_hostname = False
+        self.verify_mode = ssl.CERT_REQUIRED
+        return self
+
+    @classmethod
+    def for_server(
+        cls, current: Callable[[], TLSContexts], *, alpn: Iterable[str] = ()
+    ) -> MeshContext:
+        """For a server. `current` gives the newest contexts; cheap, callable from any thread."""
+        return cls._made(ssl.PROTOCOL_TLS_SERVER, lambda wanted: current().server(wanted), alpn)
+
+    @classmethod
+    def for_client(
+        cls,
+        current: Callable[[], TLSContexts],
+        expected: ServiceIdentity,
+        *,
+        alpn: Iterable[str] = (),
+    ) -> MeshContext:
+        """For a client of the service `expected`; `current` as in `for_server`."""
+        return cls._made(
+            ssl.PROTOCOL_TLS_CLIENT, lambda wanted: current().client(expected, wanted), alpn
+        )
+
+    @classmethod
+    def _made(
+        cls, protocol: int, current: Callable[[ALPN], ssl.SSLContext], alpn: Iterable[str]
+    ) -> MeshContext:
+        self = cls(protocol, current)
+        if wanted := tuple(alpn):
+            self.set_alpn_protocols(wanted)
+        return self
+
+    def set_alpn_protocols(self, alpn_protocols: Iterable[str]) -> None:
+        """Offer these protocols on connections made from now on."""
+        self._alpn = tuple(alpn_protocols)
+        super().set_alpn_protocols(self._alpn)  # raises for a protocol that cannot be
+
+    def load_cert_chain(self, *_args: Any, **_kwargs: Any) -> None:
+        """ConfigError: the mesh gives the certificate."""
+        raise ConfigError("the mesh gives this TLS context its certificate; none can be loaded")
+
+    def load_verify_locations(self, *_args: Any, **_kwargs: Any) -> None:
+        """Nothing: HTTP libraries add public roots on their own; only the mesh's are trusted."""
+
+    def load_default_certs(self, *_args: Any, **_kwargs: Any) -> None:
+        """Nothing, as in `load_verify_locations`."""
+
+    def wrap_bio(self, *args: Any, **kwargs: Any) -> MeshSSLObject:
+        """As in the base class, by the newest inner context."""
+        return self._current(self._alpn).wrap_bio(*args, **kwargs)  # type: ignore[return-value]
+
+    def wrap_socket(
+        self, sock: socket.socket, server_side: bool = False, *args: Any, **kwargs: Any
+    ) -> MeshSSLSocket:
+        """As in the base class, by the newest inner context.
+
+        A listening socket keeps this facade, which then wraps what the socket accepts.
+        """
+        wrap = super().wrap_socket
+        if not (server_side and _unconnected(sock)):
+            wrap = self._current(self._alpn).wrap_socket
+        return wrap(sock, server_side, *args, **kwargs)  # type: ignore[return-value]
+
+
+def _unconnected(sock: socket.socket) -> bool:
+    """Whether `sock` listens, or soon will."""
+    try:
+        sock.getpeername()
+    except OSError as error:
+        return error.errno in {errno.ENOTCONN, errno.EINVAL}
+    return False
