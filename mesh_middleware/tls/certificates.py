@@ -13,17 +13,16 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 
 from cryptography import x509
 from cryptography.exceptions import UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.types import PrivateKeyTypes
-from cryptography.x509.verification import PolicyBuilder, Store, VerificationError
 
 from mesh_middleware.errors import DecodeError, PeerIdentityError, SpiffeIDError
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.spiffe import Kind, ServiceIdentity, SpiffeID, TrustDomain
+from mesh_middleware.tls.chains import find_root
 
 # All that cryptography raises for bytes it cannot read. Warning is among them because it warns
 # about odd serial numbers, and some programs turn warnings into errors.
@@ -131,15 +130,10 @@ class TrustBundle:
         try:
             leaf = x509.load_der_x509_certificate(leaf_der)
             others = [x509.load_der_x509_certificate(der) for der in intermediates]
-            policy = (
-                PolicyBuilder()
-                .store(Store(list(self.roots)))
-                .time(datetime.fromtimestamp(now, UTC))
-            )
-            chain = policy.build_client_verifier().verify(leaf, others).chain
-        except (VerificationError, *_UNREADABLE):
+            root = find_root(leaf, others, self.roots, now)
+        except _UNREADABLE:
             return None
-        return _fingerprint(chain[-1])
+        return None if root is None else _fingerprint(root)
 
 
 @dataclass(frozen=True, slots=True)
