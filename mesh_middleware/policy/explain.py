@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from mesh_middleware.policy.decision import Decision, IntentionRef
 from mesh_middleware.policy.intentions import Action
+from mesh_middleware.policy.request import HTTPRequest
+from mesh_middleware.policy.rules import CompiledPermission, Rule
 
 
 @dataclass(frozen=True, slots=True)
 class TriedPermission:
-    """A permission against one reading. `matched`: True, False, or None for unknown."""
+    """A permission against one reading. `matched`: True, False, or None for unknown.
+
+    `failed` is the first condition that was not met, or empty.
+    """
 
     reading: str
     index: int
@@ -22,7 +27,7 @@ class TriedPermission:
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row that covers the caller. Only one of them `decides`."""
+    """A row that covers the caller. Only the first `decides`."""
 
     intention: IntentionRef
     decides: bool
@@ -87,6 +92,50 @@ class Explanation:
         for reading in self.readings:
             said = "" if reading.decision is None else f": {_verdict(reading.decision)}"
             yield f"  {reading.name} {reading.path.decode('utf-8', 'backslashreplace')}{said}"
+
+
+def explain(
+    decision: Decision,
+    source: str,
+    default_action: Action,
+    *,
+    rows: Sequence[Rule],
+    request: HTTPRequest | None,
+    readings: Iterable[tuple[str, bytes, bytes, Decision | None]],
+) -> Explanation:
+    """Put the trail together. `rows` cover the caller, highest precedence first."""
+    judged = tuple(JudgedReading(*reading) for reading in readings)
+    return Explanation(
+        decision=decision,
+        source=source,
+        default_action=default_action,
+        candidates=tuple(
+            Candidate(row.ref, n == 0, tuple(_tried(row, request, judged)) if n == 0 else ())
+            for n, row in enumerate(rows)
+        ),
+        readings=judged,
+    )
+
+
+def _tried(
+    row: Rule, request: HTTPRequest | None, readings: Sequence[JudgedReading]
+) -> Iterator[TriedPermission]:
+    """The permissions in list order, for each reading up to the one that decided it."""
+    if request is None:
+        return
+    for reading in readings:
+        decided = None if reading.decision is None else reading.decision.permission
+        for permission in row.permissions[: None if decided is None else decided + 1]:
+            yield _try(permission, request, reading)
+
+
+def _try(
+    permission: CompiledPermission, request: HTTPRequest, reading: JudgedReading
+) -> TriedPermission:
+    answer = permission.matches(request, reading.path, reading.tail)
+    failed = "" if answer else permission.matcher.first_failure(request, reading.path, reading.tail)
+    action = Action.ALLOW if permission.allow else Action.DENY
+    return TriedPermission(reading.name, permission.index, action, answer, failed)
 
 
 def _verdict(decision: Decision) -> str:

@@ -124,7 +124,9 @@ Reading = tuple[str, bytes]
 """A reading's name and the path it gives."""
 
 _SEGMENT = rb"(?!\.\.?(?:[;/?]|\Z))[A-Za-z0-9\-._~!$&'()*+,;=:@]+"
-_PLAIN = re.compile(rb"(/(?:" + _SEGMENT + rb"(?:/" + _SEGMENT + rb")*/?)?)(?:\?[!\"$-~]*)?")
+PLAIN_TARGET = re.compile(rb"(/(?:" + _SEGMENT + rb"(?:/" + _SEGMENT + rb")*/?)?)(?:\?[!\"$-~]*)?")
+"""Matches a target whose path, group 1, has exactly one reading."""
+
 _ALLOWED_BYTES = re.compile(rb"[!\"$-~]+")
 _ABSOLUTE = re.compile(rb"[A-Za-z][A-Za-z0-9+.\-]*://([^/?]*)")
 _BAD_ESCAPE = re.compile(rb"%(?![0-9A-Fa-f]{2})")
@@ -133,12 +135,6 @@ _UNRESERVED_ESCAPE = re.compile(rb"%([0-9A-Fa-f]{2})")
 _UNSAFE = re.compile(rb"[\"<>^`{|}]")
 _UNRESERVED = frozenset(b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789-_~.")
 _SLASHES = re.compile(rb"/{2,}")
-
-
-def plain_path(target: bytes) -> bytes | None:
-    """The path of a target that has exactly one reading, or None when it needs a closer look."""
-    found = _PLAIN.fullmatch(target)
-    return None if found is None else found[1]
 
 
 def split_target(request: HTTPRequest) -> tuple[bytes, bytes, bytes | None]:
@@ -151,9 +147,7 @@ def split_target(request: HTTPRequest) -> tuple[bytes, bytes, bytes | None]:
     if request.method == "CONNECT":
         raise MalformedRequestError("CONNECT names no path")
     if not _ALLOWED_BYTES.fullmatch(target):
-        raise MalformedRequestError(
-            "the target is empty or has a byte that must be escaped"
-        )
+        raise MalformedRequestError("the target is empty or has a byte that must be escaped")
     authority = None
     if (prefix := _ABSOLUTE.match(target)) is not None:
         authority, target = prefix[1], target[prefix.end() :]

@@ -104,7 +104,7 @@ def test_recorded_sidecar(name: str) -> None:
         )
         for asked in recorded["requests"]:
             decision = decide_recorded(policy, asked)
-            kind = "corner" if asked["precedence_corner"] else asked["path_kind"]
+            kind = "corner" if asked.get("precedence_corner") else asked["path_kind"]
             judged[kind] += 1
             problem = disagreement(policy, asked, decision)
             assert not problem, (problem, name, number, asked, decision)
@@ -128,7 +128,7 @@ def decide_recorded(policy: Policy, asked: dict[str, Any]) -> Decision:
 def disagreement(policy: Policy, asked: dict[str, Any], decision: Decision) -> str:
     """What of the README's rules `decision` breaks; empty when it holds."""
     sidecar = asked["sidecar"]
-    if asked["precedence_corner"]:
+    if asked.get("precedence_corner"):
         explained = policy.explain(identity(asked["source"]), recorded_request(asked))
         first = explained.candidates[0]
         if not first.decides:
