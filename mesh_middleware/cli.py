@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import click
 
+from mesh_middleware.commands.check import check, explain
+
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(package_name="mesh-middleware", prog_name="mesh-middleware")
 def main() -> None:
     """Consul service mesh for Python services: mTLS and intentions without a sidecar."""
+
+
+main.add_command(check)
+main.add_command(explain)

@@ -1,0 +1,1 @@
+"""Commands of ``mesh-middleware`` that are more than a few lines."""
