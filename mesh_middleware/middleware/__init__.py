@@ -1,1 +1,6 @@
-"""Enforce: thin adapters that ask the policy about each request."""
+"""Enforce: thin adapters between a server's interface and the policy."""
+
+from mesh_middleware.middleware.asgi import MeshMiddleware
+from mesh_middleware.middleware.peer import EXTENSION, PEER_KEY, decision_of, peer_identity
+
+__all__ = ["EXTENSION", "PEER_KEY", "MeshMiddleware", "decision_of", "peer_identity"]

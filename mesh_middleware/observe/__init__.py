@@ -1,1 +1,5 @@
-"""Tell: log records, metrics and traces, each made from one decision."""
+"""Tell: logs made from decisions."""
+
+from mesh_middleware.observe.decisions import DecisionLog, decisions, log_fields
+
+__all__ = ["DecisionLog", "decisions", "log_fields"]

@@ -1,0 +1,266 @@
+"""`MeshMiddleware`: each request and WebSocket of an ASGI application, decided by intentions.
+
+In this order, from one snapshot of the mesh state:
+
+1. An exempt path passes (HTTP, GET or HEAD, exactly the configured path).
+2. A state that cannot decide refuses with 503: a fault, or no policy yet.
+3. No proven caller (`middleware.peer`): 403.
+4. The policy decides: 403, or 400 for what is malformed.
+
+What is allowed goes on to the application with the caller in the scope (`peer_identity`) and
+without headers by which a client could pretend to be somebody (`middleware.headers`).
+
+Only ``lifespan`` passes undecided. A scope of any other kind raises: nothing is answered and the
+application is not called.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from dataclasses import replace
+from typing import Any, Final
+
+from starlette.concurrency import run_in_threadpool
+
+from mesh_middleware._types import ASGIApp, Receive, Scope, Send
+from mesh_middleware.errors import ConfigError, MeshError
+from mesh_middleware.middleware.headers import visible_headers
+from mesh_middleware.middleware.peer import (
+    ENFORCED,
+    EXTENSION,
+    Caller,
+    ChainVerifier,
+    Enforcement,
+    handshake_caller,
+)
+from mesh_middleware.middleware.refusal import Refusal, refuse, request_id_of, send_refusal
+from mesh_middleware.middleware.target import routed_requests, server_root, wire_request
+from mesh_middleware.observe.decisions import allowed, decisions, log_fields, logger
+from mesh_middleware.policy.decision import Decision, Reason
+from mesh_middleware.policy.engine import Policy
+from mesh_middleware.policy.request import PLAIN_TARGET, HTTPRequest, Underscores
+from mesh_middleware.state import MeshState, StateSource, sources
+from mesh_middleware.tls.contexts import VerifiedPeer
+
+_DECIDED: Final = frozenset({"http", "websocket"})
+
+_EXEMPT: Final = Decision(allowed=True, reason=Reason.EXEMPT_PATH)
+
+
+class MeshMiddleware:
+    """Lets through what the intentions of one service allow.
+
+    Give exactly one of `service` and `mesh`. `service`: a Consul service name; its manager is
+    started from the environment at the application's startup or with the first request, never
+    here. `mesh`: where the state comes from, a `MeshManager` or a `StaticState`.
+
+    `exempt_paths`: paths such as ``/health/live`` that anybody may GET or HEAD without a
+    certificate; exactly these, without a query. Prefer the launcher's operations listener.
+
+    ConfigError for wrong arguments; when running, for a manager that cannot be configured, and
+    for two middlewares of different services around one another.
+    """
+
+    def __init__(
+        self,
+        app: ASGIApp,
+        *,
+        service: str | None = None,
+        mesh: StateSource | None = None,
+        exempt_paths: Iterable[str] = (),
+    ) -> None:
+        if (service is None) is (mesh is None):
+            raise ConfigError("MeshMiddleware takes service='name' or mesh=manager, one of the two")
+        if service == "":
+            raise ConfigError("service must be the name of a Consul service, not empty")
+        self.app = app
+        self._service = service or ""
+        self._mesh = mesh
+        self._exempt = exempt_targets(exempt_paths)
+        # FastAPI(root_path=...) sets it in its own scopes, which an outer middleware never sees.
+        app_root = getattr(app, "root_path", "")
+        self._app_root = app_root.rstrip("/") if isinstance(app_root, str) else ""
+        self._chains = ChainVerifier()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one scope."""
+        kind = scope["type"]
+        if kind not in _DECIDED:
+            await self._undecided(scope, receive, send)
+            return
+        method: str = scope["method"] if kind == "http" else "GET"
+        extensions: dict[str, Any] = scope.get("extensions") or {}
+        ours: dict[str, Any] = extensions.get(EXTENSION) or {}
+        if ENFORCED in ours and self._decided_before(ours[ENFORCED], scope, method):
+            await self.app(scope, receive, send)
+            return
+        source = self._mesh
+        if source is None:
+            source = sources.get(self._service) or await self._start()
+        refusal = self._enforce(scope, method, extensions, ours, source.state)
+        if refusal is not None:
+            await send_refusal(scope, send, refusal)
+            return
+        await self.app(scope, receive, send)
+
+    # -- enforcing --------------------------------------------------------------------------
+
+    def _enforce(
+        self,
+        scope: Scope,
+        method: str,
+        extensions: dict[str, Any],
+        ours: dict[str, Any],
+        state: MeshState,
+    ) -> Refusal | None:
+        """Decide, then make `scope` what the application may see; or say how to refuse."""
+        request = wire_request(scope, method, ours.get("target"))
+        caller: Caller | None = None
+        if self._exempt and scope["type"] == "http" and self._is_exempt(scope, request):
+            decision = _EXEMPT
+        else:
+            caller, decision = self._decide(scope, request, extensions, ours, state)
+        if not decision.allowed:
+            request_id = request_id_of(scope["headers"])
+            fields = self._fields(scope, request, caller, decision, state)
+            decisions.refused({**fields, "mesh_request_id": request_id})
+            status = 503 if state.fault is not None else None
+            return refuse(decision.reason, request_id, status=status)
+        if logger.isEnabledFor(logging.DEBUG):
+            allowed(self._fields(scope, request, caller, decision, state))
+        policy = state.policy
+        headers = visible_headers(
+            scope["headers"],
+            drop_underscores=policy is not None
+            and policy.normalization.underscores is Underscores.DROP_HEADER,
+        )
+        if headers is not None:
+            scope["headers"] = headers
+        # New dicts: a server may share its own between the requests of a connection.
+        mark = Enforcement(self._service or state.service, decision, caller, method, scope["path"])
+        scope["extensions"] = {**extensions, EXTENSION: {**ours, ENFORCED: mark}}
+        return None
+
+    def _fields(
+        self,
+        scope: Scope,
+        request: HTTPRequest,
+        caller: Caller | None,
+        decision: Decision,
+        state: MeshState,
+    ) -> dict[str, Any]:
+        return log_fields(
+            decision,
+            service=self._service or state.service,
+            source=caller,
+            method=request.method,
+            target=request.target,
+            protocol=scope["type"],
+        )
+
+    # -- deciding ---------------------------------------------------------------------------
+
+    def _decide(
+        self,
+        scope: Scope,
+        request: HTTPRequest,
+        extensions: dict[str, Any],
+        ours: dict[str, Any],
+        state: MeshState,
+    ) -> tuple[Caller | None, Decision]:
+        policy = state.policy
+        if state.fault is not None:
+            return None, Decision(allowed=False, reason=state.fault)
+        if policy is None:
+            return None, Decision(allowed=False, reason=Reason.NO_POLICY)
+        peer = ours.get("peer")
+        caller: Caller | Reason
+        if isinstance(peer, VerifiedPeer):
+            caller = handshake_caller(peer, state, time.time())
+        else:
+            caller = self._chains.caller(extensions.get("tls"), state, time.time())
+        if isinstance(caller, Reason):
+            return None, Decision(allowed=False, reason=caller)
+        decision = policy.decide(caller, request)
+        if decision.allowed and (scope.get("root_path") or self._app_root):
+            return caller, self._decide_routed(scope, request, caller, policy, decision)
+        return caller, decision
+
+    def _decide_routed(
+        self,
+        scope: Scope,
+        request: HTTPRequest,
+        caller: Caller,
+        policy: Policy,
+        decision: Decision,
+    ) -> Decision:
+        """`decision`, unless a rule denies the path that is left when a root path is taken off."""
+        roots = {server_root(scope), self._app_root}
+        for routed in routed_requests(scope, request, roots):
+            other = policy.decide(caller, routed)
+            if not other.allowed and other.reason is not Reason.DEFAULT_DENY:
+                return replace(other, detail="so decided for the path without the root path")
+        return decision
+
+    def _is_exempt(self, scope: Scope, request: HTTPRequest) -> bool:
+        return (
+            request.target in self._exempt
+            and request.method in ("GET", "HEAD")
+            and request.decoded_path == self._exempt[request.target]
+            and not any(routed_requests(scope, request, {server_root(scope), self._app_root}))
+        )
+
+    def _decided_before(self, mark: object, scope: Scope, method: str) -> bool:
+        """Whether an outer middleware has decided about this very request for this service."""
+        if type(mark) is not Enforcement:
+            return False
+        service = self._service if self._mesh is None else self._mesh.state.service
+        if mark.service != service:
+            raise ConfigError(
+                f"a MeshMiddleware for {service!r} stands inside of one for {mark.service!r}: "
+                "one application is one service"
+            )
+        return mark.path == scope["path"] and mark.method == method
+
+    # -- the manager ------------------------------------------------------------------------
+
+    async def _start(self) -> StateSource:
+        """The manager of our service, started if need be; in a thread, because it may block."""
+        # Imported here: who gives a state of their own needs no agent and not its client.
+        from mesh_middleware import runtime  # noqa: PLC0415
+
+        return await run_in_threadpool(runtime.manager_for, self._service)
+
+    async def _undecided(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (kind := scope["type"]) != "lifespan":
+            raise MeshError(
+                f"{Reason.UNKNOWN_SCOPE}: there are no rules for scopes of type {kind!r}"
+            )
+        if self._mesh is None and sources.get(self._service) is None:
+            try:
+                await self._start()
+            except MeshError as error:
+                # A bare exception would mean "no lifespan here" to many servers, which go on.
+                await receive()
+                await send({"type": "lifespan.startup.failed", "message": str(error)})
+                raise
+        await self.app(scope, receive, send)
+
+
+def exempt_targets(paths: Iterable[str]) -> dict[bytes, str]:
+    """Targets that pass undecided, and their paths. ConfigError for a path with two readings."""
+    if isinstance(paths, str):
+        raise ConfigError("exempt_paths takes a list of paths, such as ['/health/live']")
+    targets = {}
+    for path in paths:
+        target = path.encode("utf-8", "surrogateescape")
+        plain = PLAIN_TARGET.fullmatch(target)
+        if plain is None or plain[1] != target:
+            raise ConfigError(
+                f"exempt path {path!r} must be one plain path such as '/health/live': "
+                "without '?', '%', '//', '.' segments or wildcards that would need escaping"
+            )
+        targets[target] = path
+    return targets
