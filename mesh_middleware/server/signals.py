@@ -1,0 +1,49 @@
+"""The launcher owns SIGTERM and SIGINT: uvicorn would raise them again after a clean stop."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Signals:
+    """SIGTERM and SIGINT while the launcher runs: the first stops, the second forces.
+
+    `stopping` is set by the first. The callbacks run in the main thread, between two bytecodes.
+    """
+
+    def __init__(self) -> None:
+        self.stopping = threading.Event()
+        self.forced = threading.Event()
+        self._on_stop: Callable[[], None] = lambda: None
+        self._on_force: Callable[[], None] = lambda: None
+
+    def call(self, *, stop: Callable[[], None], force: Callable[[], None]) -> None:
+        """What to do from now on; done at once when the signal was there before."""
+        self._on_stop, self._on_force = stop, force
+        if self.stopping.is_set():
+            stop()
+
+    def _handle(self, _signum: int, _frame: FrameType | None) -> None:
+        if not self.stopping.is_set():
+            self.stopping.set()
+            self._on_stop()
+        elif not self.forced.is_set():
+            self.forced.set()
+            self._on_force()
+
+    @contextmanager
+    def owned(self) -> Iterator[Signals]:
+        """Handle the signals inside, restore the handlers after. Only in the main thread."""
+        if threading.current_thread() is not threading.main_thread():
+            yield self
+            return
+        before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
