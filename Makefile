@@ -1,0 +1,57 @@
+# Every command makes what it needs: a virtual environment in .venv, filled once for each change
+# of pyproject.toml. `make demo` and `make test` are all a newcomer needs.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# Test files are shared out to this many processes.
+JOBS ?= 2
+
+.PHONY: demo test lint types tests coverage conformance docs bench fuzz soak wheel clean help
+
+help:  ## list the commands
+	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
+
+$(STAMP): pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "Python 3.11 or newer is needed: make $(MAKECMDGOALS) PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || \
+		{ echo "python3-venv is needed: apt-get install python3-venv" >&2; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
+	@touch $@
+
+demo: $(STAMP)  ## two services, real mTLS, a live change and a rotation, with no Consul
+	@$(BIN)/python -m examples.demo
+
+test: lint types tests  ## everything: lint, types, all test suites (about 6 minutes)
+
+lint: $(STAMP)  ## ruff: style, imports, format
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(STAMP)  ## mypy (strict) and pyright
+	$(BIN)/mypy
+	$(BIN)/pyright
+
+tests: $(STAMP)  ## the test suites, with branch coverage
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --cov --cov-report= $(ARGS)
+	$(BIN)/coverage report --skip-covered --include 'mesh_middleware/policy/*,mesh_middleware/tls/*' --fail-under 100
+
+coverage: $(STAMP)  ## branch coverage of the whole package, as a table
+	$(BIN)/pytest -n $(JOBS) --dist loadfile --cov --cov-report=term-missing $(ARGS)
+
+conformance: $(STAMP)  ## the recorded and derived decisions alone
+	$(BIN)/pytest tests/conformance -q
+
+docs: $(STAMP)  ## run every example of README and docs
+	$(BIN)/pytest tests/test_docs.py -q
+
+bench: $(STAMP)  ## measure: decisions, middleware, server (about 10 minutes)
+	$(BIN)/python -m tests.benchmarks
+
+fuzz: $(STAMP)  ## property tests and fuzzing at length (about 10 minutes)
+	MESH_FUZZ_EXAMPLES=20000 $(BIN)/pytest tests/fuzz tests/policy -q -p no:cacheprovider --timeout 1200
+
+clean:  ## remove what these commands made
+	rm -rf $(VENV) .cache .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
