@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from mesh_middleware._documents import load_documents
-from mesh_middleware._fields import Place
+from mesh_middleware._fields import Place, kind_of
 from mesh_middleware.consul import decode
 from mesh_middleware.errors import DecodeError, SpiffeIDError
 from mesh_middleware.policy.decision import Decision
@@ -243,9 +243,9 @@ def read_document(
         service=destination.name,
         normalization=DEFAULT_NORMALIZATION
         if mesh is None
-        else at.decoded("mesh", decode.decode_normalization, mesh),
+        else at.decoded("mesh", decode.decode_normalization, _entry(at, "mesh", mesh, "mesh")),
         jwt_providers=[
-            at.decoded(key, decode.decode_jwt_provider, entry)
+            at.decoded(key, decode.decode_jwt_provider, _entry(at, key, entry, "jwt-provider"))
             for key, entry in at.items(fields, "jwt_providers")
         ],
         peers=[
@@ -326,6 +326,15 @@ def _intentions(at: Place, fields: Mapping[str, Any]) -> list[Intention]:
         else:
             intentions.append(at.decoded(key, decode.decode_intention, entry))
     return intentions
+
+
+def _entry(at: Place, key: str, value: Any, kind: str) -> Mapping[str, Any]:
+    """`value`, a config entry that may leave its kind out but not be of another one."""
+    fields = at.mapping(value, key)
+    found = fields.get("Kind", fields.get("kind", kind))
+    if found != kind:
+        raise at.error(f"must be of kind {kind!r}, not {kind_of(found)}", key)
+    return fields
 
 
 def _destination(
