@@ -1,0 +1,104 @@
+"""Intentions from a file that a person edits: JSON or YAML, read again when it changes.
+
+One document, several, a list of them, or ``{"intentions": [...]}``; each is a row of the match API
+or a config entry.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+from mesh_middleware._documents import load_documents
+from mesh_middleware.devagent import intentions
+from mesh_middleware.devagent.schema import Entry, RefusedError
+from mesh_middleware.devagent.store import Store
+from mesh_middleware.errors import ConfigError, DecodeError
+
+_log = logging.getLogger("mesh_middleware.devagent")
+
+MAX_BYTES = 16 * 1024 * 1024
+
+
+def entries_of(document: Any, *, what: str = "intentions") -> list[Entry]:
+    """Config entries of a list, of one row or entry, or of ``{"intentions": [...]}``.
+
+    ConfigError says which one is wrong, and why, beginning with `what`.
+    """
+    try:
+        return intentions.from_documents(_flat(document))
+    except RefusedError as error:
+        raise ConfigError(f"{what}: {error.text}") from None
+
+
+def read_file(path: Path) -> list[Entry]:
+    """The config entries of the file; ConfigError names file, row and cause."""
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise ConfigError(f"{path}: more than {MAX_BYTES} bytes")
+        documents = load_documents(path.read_bytes(), path.name)
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror or error}") from error
+    except DecodeError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return entries_of([row for document in documents for row in _flat(document)], what=str(path))
+
+
+class WatchedFile:
+    """Keeps a store's intentions equal to a file's; `check` often, from one thread.
+
+    A file that cannot be used leaves the last good content in place and is reported once for each
+    change of its condition. Entries that others wrote through the API stay, unless the file has
+    the same destination.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._seen: object = None
+        self._keys: list[tuple[str, str]] = []
+        self._said = ""
+
+    def load(self, store: Store) -> None:
+        """Read the file now; ConfigError when it cannot be used, the store is as before then."""
+        self._seen = self._stamp()
+        self._put(store)
+
+    def check(self, store: Store) -> None:
+        """Read the file if it is another one than last time; never raises for a bad file."""
+        stamp = self._stamp()
+        if stamp == self._seen:
+            return
+        self._seen = stamp
+        try:
+            self._put(store)
+        except ConfigError as error:
+            if str(error) != self._said:
+                self._said = str(error)
+                _log.error("%s; the last good intentions stay in force", error)
+        else:
+            self._said = ""
+            _log.info("%s: %d entries in force", self.path, len(self._keys))
+
+    def _put(self, store: Store) -> None:
+        entries = read_file(self.path)
+        try:
+            store.replace_entries(self._keys, entries)
+        except RefusedError as error:
+            raise ConfigError(f"{self.path}: {error.text}") from None
+        self._keys = [(entry["Kind"], entry["Name"]) for entry in entries]
+
+    def _stamp(self) -> tuple[int, ...] | str:
+        try:
+            stat = self.path.stat()
+        except OSError as error:
+            return str(error)
+        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+
+
+def _flat(document: Any) -> list[Any]:
+    if isinstance(document, list):
+        return document
+    if isinstance(document, dict) and [str(key).lower() for key in document] == ["intentions"]:
+        return _flat(next(iter(document.values())))
+    return [] if document is None else [document]
