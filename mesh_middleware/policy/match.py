@@ -109,7 +109,7 @@ def _path_conditions(match: HTTPMatch) -> Iterator[Condition]:
         yield _unknown(f"{' and '.join(kind for kind, _ in given)} exclude each other")
         return
     for kind, value in given:
-        wanted = value.encode("utf-8", "surrogateescape")
+        wanted = value.encode("utf-8", "surrogatepass")
         text = f"path is not {kind} {value!r}"
         if kind == "PathExact":
             yield Condition(lambda _, path, __, wanted=wanted: path == wanted, text)  # type: ignore[misc]
@@ -130,7 +130,7 @@ def _method_condition(methods: tuple[str, ...]) -> Condition:
 def _regex(pattern: str) -> ValueCheck | None:
     """A full match by RE2 on bytes; None when the pattern does not compile."""
     try:
-        compiled = re2.compile(pattern.encode("utf-8", "surrogateescape"), _OPTIONS)
+        compiled = re2.compile(pattern.encode("utf-8", "surrogatepass"), _OPTIONS)
     except re2.error:
         return None
     fullmatch = compiled.fullmatch
@@ -209,7 +209,7 @@ def _any_value(
 def _value_check(kind: str, wanted_text: str, ignore_case: bool) -> ValueCheck | None:
     if kind == "Regex":
         return _regex(wanted_text)
-    wanted = wanted_text.encode("utf-8", "surrogateescape")
+    wanted = wanted_text.encode("utf-8", "surrogatepass")
     plain = _PLAIN_CHECKS[kind]
     if not ignore_case:
         return lambda value: plain(value, wanted)
@@ -227,23 +227,23 @@ _PLAIN_CHECKS: Mapping[str, Callable[[bytes, bytes], bool]] = {
 
 def _header_values(name: str, drop_underscores: bool) -> Callable[..., Any]:
     """How to find the values that a rule's header name stands for; pseudo headers included."""
-    pseudo = _PSEUDO_HEADERS.get(name.lower())
+    key = name.encode("utf-8", "surrogatepass").lower()
+    pseudo = _PSEUDO_HEADERS.get(key)
     if pseudo is not None:
         return pseudo
-    key = name.lower().encode("utf-8", "surrogateescape")
     return lambda request, _, __: request.values(key, drop_underscores=drop_underscores)
 
 
 def _authority(request: HTTPRequest, path: bytes, tail: bytes) -> tuple[bytes, ...]:  # noqa: ARG001
-    return tuple(request.values(b"host"))
+    return tuple(request.authorities())
 
 
-_PSEUDO_HEADERS: Mapping[str, Callable[..., Any]] = {
-    ":method": lambda request, _, __: (request.method.encode("utf-8", "surrogateescape"),),
-    ":path": lambda _, path, tail: (path + tail,),
-    ":scheme": lambda request, _, __: (request.scheme.encode("utf-8", "surrogateescape"),),
-    ":authority": _authority,
-    "host": _authority,
+_PSEUDO_HEADERS: Mapping[bytes, Callable[..., Any]] = {
+    b":method": lambda request, _, __: (request.method.encode("utf-8", "surrogatepass"),),
+    b":path": lambda _, path, tail: (path + tail,),
+    b":scheme": lambda request, _, __: (request.scheme.encode("utf-8", "surrogatepass"),),
+    b":authority": _authority,
+    b"host": _authority,
 }
 
 

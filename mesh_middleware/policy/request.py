@@ -108,6 +108,11 @@ class HTTPRequest:
             table = tables[drop_underscores] = self._table(drop_underscores)
         return table.get(name, ())
 
+    def authorities(self) -> Sequence[bytes]:
+        """What rules see as ``:authority``: that of an absolute-form target, else Host's value."""
+        absolute = _ABSOLUTE.match(self.target)
+        return self.values(b"host") if absolute is None else (absolute[1],)
+
     def _table(self, drop_underscores: bool) -> dict[bytes, list[bytes]]:
         table: dict[bytes, list[bytes]] = {}
         for name, value in self.headers:
@@ -179,12 +184,22 @@ def read_path(
         ("decoded", decoded),
     ]
     if decoded_path is not None:
-        found.append(("received", decoded_path.encode("utf-8", "surrogateescape")))
+        found.append(("received", _received(decoded_path)))
     found += [("resolved", resolve_path(reading)) for _, reading in found[1:]]
     distinct: dict[bytes, str] = {}
     for name, reading in found:
         distinct.setdefault(reading, name)
     return tuple((name, reading) for reading, name in distinct.items())
+
+
+def _received(decoded_path: str) -> bytes:
+    try:
+        received = decoded_path.encode("utf-8")
+    except UnicodeEncodeError:
+        raise MalformedRequestError("the path that the server handed over is not text") from None
+    if b"\x00" in received:
+        raise MalformedRequestError("the path that the server handed over has a NUL")
+    return received
 
 
 def canonical_path(path: bytes, normalization: Normalization = DEFAULT_NORMALIZATION) -> bytes:
