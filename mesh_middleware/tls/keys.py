@@ -18,6 +18,8 @@ from cryptography.hazmat.primitives import serialization
 from mesh_middleware.errors import DecodeError
 from mesh_middleware.tls.certificates import X509SVID
 
+_OPEN_FILES = Path("/proc/self/fd")
+
 
 def load_svid(context: ssl.SSLContext, svid: X509SVID) -> None:
     """Make `context` present `svid`, intermediates included.
@@ -38,7 +40,7 @@ def _load_from_memory(context: ssl.SSLContext, svid: X509SVID) -> bool:
     except (AttributeError, OSError):
         return False
     with os.fdopen(descriptor, "wb", buffering=0) as file:
-        name = Path(f"/proc/self/fd/{descriptor}")
+        name = _OPEN_FILES / str(descriptor)
         if not name.exists():
             return False
         file.write(_pem(svid, serialization.NoEncryption()))
