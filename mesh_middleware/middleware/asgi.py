@@ -37,7 +37,7 @@ from mesh_middleware.middleware.peer import (
 )
 from mesh_middleware.middleware.refusal import Refusal, refuse, request_id_of, send_refusal
 from mesh_middleware.middleware.target import routed_requests, server_root, wire_request
-from mesh_middleware.observe.decisions import allowed, decisions, log_fields, logger
+from mesh_middleware.observe.decisions import allowed, decision_log, log_fields, logger
 from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.engine import Policy
 from mesh_middleware.policy.request import PLAIN_TARGET, HTTPRequest, Underscores
@@ -125,7 +125,7 @@ class MeshMiddleware:
         if not decision.allowed:
             request_id = request_id_of(scope["headers"])
             fields = self._fields(scope, request, caller, decision, state)
-            decisions.refused({**fields, "mesh_request_id": request_id})
+            decision_log.refused({**fields, "mesh_request_id": request_id})
             status = 503 if state.fault is not None else None
             return refuse(decision.reason, request_id, status=status)
         if logger.isEnabledFor(logging.DEBUG):

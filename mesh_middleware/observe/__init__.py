@@ -1,5 +1,5 @@
 """Tell: logs made from decisions."""
 
-from mesh_middleware.observe.decisions import DecisionLog, decisions, log_fields
+from mesh_middleware.observe.decisions import DecisionLog, decision_log, log_fields
 
-__all__ = ["DecisionLog", "decisions", "log_fields"]
+__all__ = ["DecisionLog", "decision_log", "log_fields"]

@@ -151,7 +151,7 @@ class DecisionLog:
         return count
 
 
-decisions = DecisionLog()
+decision_log = DecisionLog()
 """The process's decision log."""
 
 
