@@ -377,6 +377,9 @@ def test_characters_are_utf_8_or_latin_1_bytes() -> None:
     read = read_document(document(requests=[GET | {"path": "/\u00ff"}], encoding="latin-1"))
     assert read.requests[0].http is not None
     assert read.requests[0].http.target == b"/\xff"
+    raw = read_document(document(requests=[GET | {"path": "/\udcff"}]))
+    assert raw.requests[0].http is not None
+    assert raw.requests[0].http.target == b"/\xff"
     again = read_document(
         document(requests=[GET | {"path": "/\u00ff", "encoding": "utf-8"}], encoding="latin-1")
     )

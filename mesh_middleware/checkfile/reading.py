@@ -1,4 +1,4 @@
-"""Documents of ``mesh-middleware check``: intentions, requests, and what should come of them.
+"""Reads the documents of ``mesh-middleware check``, strictly.
 
 A document is an object; ``docs/reference/check.md`` is its reference. Reading it has two parts:
 `_documents` turns a file into plain values, this module turns those into a compiled `Policy` and
@@ -9,16 +9,20 @@ decided before everything has been read, so bad input never gives half an answer
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
 from mesh_middleware._documents import load_documents
 from mesh_middleware._fields import Place, kind_of
+from mesh_middleware.checkfile.values import (
+    CheckDocument,
+    CheckRequest,
+    Destination,
+    Encoding,
+    Mode,
+)
 from mesh_middleware.consul import decode
 from mesh_middleware.errors import DecodeError, SpiffeIDError
-from mesh_middleware.policy.decision import Decision
 from mesh_middleware.policy.engine import Policy, compile_policy
 from mesh_middleware.policy.intentions import WILDCARD, Action, Intention
 from mesh_middleware.policy.request import DEFAULT_NORMALIZATION, HTTPRequest
@@ -54,140 +58,8 @@ REQUEST_KEYS = (
     "description",
 )
 
-
 _ENTRY_KEYS = {"Kind", "kind", "Sources", "sources"}
 """What a config entry has and a row of the match API has not."""
-
-
-class Mode(StrEnum):
-    """How the request arrives: judged one by one, or once when the connection is opened."""
-
-    HTTP = "http"
-    TCP = "tcp"
-
-
-class Encoding(StrEnum):
-    """Which bytes the characters of a request stand for."""
-
-    UTF_8 = "utf-8"
-    LATIN_1 = "latin-1"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckRequest:
-    """One entry of ``requests``.
-
-    `number` counts from 0. `source` is what the document says, `identity` the SPIFFE ID text that
-    it stands for. `http` is None in mode ``tcp``. `claims`: provider name to payload.
-    """
-
-    number: int
-    source: str
-    identity: str
-    http: HTTPRequest | None
-    claims: Mapping[str, Mapping[str, Any]]
-    expect: Action | None = None
-    description: str = ""
-
-    @property
-    def label(self) -> str:
-        """Method and target as in a request line, or ``connection`` in mode ``tcp``."""
-        if self.http is None:
-            return "connection"
-        return f"{self.http.method} {self.http.target.decode('utf-8', 'backslashreplace')}"
-
-
-@dataclass(frozen=True, slots=True)
-class CheckDocument:
-    """A document ready to be decided. `number` counts from 0 across all files, in their order."""
-
-    file: str
-    number: int
-    destination: Destination
-    policy: Policy
-    requests: tuple[CheckRequest, ...]
-    encoding: Encoding = Encoding.UTF_8
-    description: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Destination:
-    """The service whose inbound requests are decided."""
-
-    name: str
-    namespace: str = DEFAULT
-    partition: str = DEFAULT
-
-    @classmethod
-    def of(cls, intention: Intention) -> Destination:
-        """The destination that the row names, wildcards included."""
-        return cls(
-            intention.destination_name,
-            intention.destination_namespace or DEFAULT,
-            intention.destination_partition.lower() or DEFAULT,
-        )
-
-    def covers(self, other: Destination) -> bool:
-        """True when a row for this destination, maybe a wildcard, applies to `other`."""
-        return (
-            self.name in {WILDCARD, other.name}
-            and self.namespace in {WILDCARD, other.namespace}
-            and self.partition == other.partition
-        )
-
-    def __str__(self) -> str:
-        if self.partition != DEFAULT:
-            return f"{self.partition}/{self.namespace}/{self.name}"
-        return self.name if self.namespace == DEFAULT else f"{self.namespace}/{self.name}"
-
-
-@dataclass(frozen=True, slots=True)
-class Result:
-    """What was decided for one request of one document."""
-
-    document: CheckDocument
-    request: CheckRequest
-    decision: Decision
-
-    @property
-    def failed(self) -> bool:
-        """True when the request says what to expect and it did not come so."""
-        expect = self.request.expect
-        return expect is not None and self.decision.allowed != (expect is Action.ALLOW)
-
-    def to_json(self) -> dict[str, Any]:
-        """The object that ``--json`` prints; its shape is documented and stable."""
-        by = self.decision.intention
-        return {
-            "document": self.document.number,
-            "request": self.request.number,
-            "allowed": self.decision.allowed,
-            "reason": self.decision.reason.value,
-            "intention": None
-            if by is None
-            else {
-                "source": by.source,
-                "destination": by.destination,
-                "precedence": by.precedence,
-            },
-            "permission": self.decision.permission,
-            "reading": self.decision.reading,
-        }
-
-
-def decide(document: CheckDocument, request: CheckRequest) -> Result:
-    """The decision that the document's policy gives for `request`."""
-    policy = document.policy
-    if request.http is None:
-        decision = policy.decide_connection(request.identity)
-    else:
-        decision = policy.decide(request.identity, request.http, request.claims)
-    return Result(document, request, decision)
-
-
-def decide_all(documents: Iterable[CheckDocument]) -> list[Result]:
-    """One result for each request, in the order of the documents."""
-    return [decide(document, request) for document in documents for request in document.requests]
 
 
 def read_files(
@@ -235,22 +107,13 @@ def read_document(
     encoding = at.choice(fields, "encoding", Encoding) or Encoding.UTF_8
     if requests_needed and "requests" not in fields:
         raise at.error("is missing; write a list of requests", "requests")
-    mesh = fields.get("mesh")
-    policy = compile_policy(
-        [row for row in intentions if Destination.of(row).covers(destination)],
-        default_action=default,
+    policy = _policy(
+        at,
+        fields,
+        intentions,
+        default=default,
         trust_domain=trust_domain,
-        service=destination.name,
-        normalization=DEFAULT_NORMALIZATION
-        if mesh is None
-        else at.decoded("mesh", decode.decode_normalization, _entry(at, "mesh", mesh, "mesh")),
-        jwt_providers=[
-            at.decoded(key, decode.decode_jwt_provider, _entry(at, key, entry, "jwt-provider"))
-            for key, entry in at.items(fields, "jwt_providers")
-        ],
-        peers=[
-            at.decoded(key, decode.decode_peer, entry) for key, entry in at.items(fields, "peers")
-        ],
+        destination=destination,
     )
     requests = tuple(
         read_request(
@@ -328,6 +191,36 @@ def _intentions(at: Place, fields: Mapping[str, Any]) -> list[Intention]:
     return intentions
 
 
+def _policy(
+    at: Place,
+    fields: Mapping[str, Any],
+    intentions: Iterable[Intention],
+    *,
+    default: Action,
+    trust_domain: TrustDomain,
+    destination: Destination,
+) -> Policy:
+    mesh = fields.get("mesh")
+    normalization = DEFAULT_NORMALIZATION
+    if mesh is not None:
+        entry = _entry(at, "mesh", mesh, "mesh")
+        normalization = at.decoded("mesh", decode.decode_normalization, entry)
+    providers = [
+        at.decoded(key, decode.decode_jwt_provider, _entry(at, key, entry, "jwt-provider"))
+        for key, entry in at.items(fields, "jwt_providers")
+    ]
+    peers = [at.decoded(key, decode.decode_peer, entry) for key, entry in at.items(fields, "peers")]
+    return compile_policy(
+        [row for row in intentions if Destination.of(row).covers(destination)],
+        default_action=default,
+        trust_domain=trust_domain,
+        service=destination.name,
+        normalization=normalization,
+        jwt_providers=providers,
+        peers=peers,
+    )
+
+
 def _entry(at: Place, key: str, value: Any, kind: str) -> Mapping[str, Any]:
     """`value`, a config entry that may leave its kind out but not be of another one."""
     fields = at.mapping(value, key)
@@ -390,7 +283,8 @@ def _headers(
 
 def _encode(at: Place, key: str, value: Any, encoding: Encoding) -> bytes:
     try:
-        return at.string(value, key).encode(encoding.value)
+        # U+DC80 to U+DCFF is how Python writes a byte that is not UTF-8.
+        return at.string(value, key).encode(encoding.value, "surrogateescape")
     except UnicodeEncodeError as error:
         raise at.error(
             f"{error.object[error.start]!r} cannot be written in {encoding.value}", key
