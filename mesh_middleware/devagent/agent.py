@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import logging
+import functools
 import socket
 import threading
 from collections.abc import Iterable, Mapping
@@ -12,21 +11,14 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Self
 
-import uvicorn
-
 from mesh_middleware.devagent import intentions as model
-from mesh_middleware.devagent.app import create_app
 from mesh_middleware.devagent.ca import CertificateAuthority
 from mesh_middleware.devagent.files import WatchedFile, entries_of
 from mesh_middleware.devagent.schema import Entry, RefusedError
+from mesh_middleware.devagent.serving import AgentServer
 from mesh_middleware.devagent.store import Store
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.policy.intentions import Action
-
-_log = logging.getLogger("mesh_middleware.devagent")
-
-TICK_SECONDS = 0.2
-"""How often expired checks, due leaves and the intentions file are looked at."""
 
 _START_SECONDS = 15.0
 
@@ -59,8 +51,11 @@ class DevAgent:
         self._host = _loopback(host)
         self._port = port
         self._default_action = _action(default_action)
-        self._new_ca = lambda: CertificateAuthority(
-            trust_domain, datacenter=datacenter, leaf_ttl_seconds=leaf_ttl_seconds
+        self._new_ca = functools.partial(
+            CertificateAuthority,
+            trust_domain,
+            datacenter=datacenter,
+            leaf_ttl_seconds=leaf_ttl_seconds,
         )
         self._file: WatchedFile | None = None
         self._given: list[Entry] = []
@@ -71,7 +66,7 @@ class DevAgent:
             self._given = entries_of(given)
         self._control = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._server: _Server | None = None
+        self._server: AgentServer | None = None
         self._store = self._new_store()
 
     def __enter__(self) -> Self:
@@ -104,14 +99,13 @@ class DevAgent:
     @property
     def services(self) -> dict[str, Entry]:
         """Registered instances by ID, as ``/v1/agent/services`` shows them."""
-        return {key: service.document for key, service in self._store.services.items()}
+        return {key: service.document for key, service in self._store.catalog.services.items()}
 
     @property
     def statuses(self) -> dict[str, str]:
         """Status of every check by its ID: passing, warning or critical."""
         with self._store.lock:
-            checks = [c for s in self._store.services.values() for c in s.checks.values()]
-            return {check.id: check.status for check in checks}
+            return {check.id: check.status for _, check in self._store.catalog.checks()}
 
     def start(self) -> None:
         """Listen and answer; returns when requests are served. Nothing happens when it runs."""
@@ -123,7 +117,7 @@ class DevAgent:
         sock = self._listen()
         self._port = sock.getsockname()[1]
         self._store.reopen()
-        self._server = _Server(self._store, self._file)
+        self._server = AgentServer(self._store, self._file)
         self._thread = threading.Thread(
             target=self._server.serve_socket, args=(sock,), name="mesh-dev-agent", daemon=True
         )
@@ -205,57 +199,6 @@ class DevAgent:
                 f"cannot listen on {self.address}: {error.strerror}; choose another port"
             ) from error
         return sock
-
-
-class _Server(uvicorn.Server):
-    """uvicorn in a thread: says when it serves, and looks after the store while it does."""
-
-    def __init__(self, store: Store, file: WatchedFile | None) -> None:
-        config = uvicorn.Config(
-            create_app(store),
-            lifespan="off",
-            ws="none",
-            loop="asyncio",
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            timeout_keep_alive=120,
-            timeout_graceful_shutdown=2,
-        )
-        super().__init__(config)
-        self.serving = threading.Event()
-        self._store = store
-        self._file = file
-
-    def serve_socket(self, sock: socket.socket) -> None:
-        """The thread's body: serve until `should_exit`."""
-        try:
-            asyncio.run(self.serve([sock]))
-        finally:
-            self.serving.set()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn, then say that requests are served."""
-        await super().startup(sockets)
-        self._ticker = asyncio.create_task(self._tick_forever())
-        self.serving.set()
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn, after the watch over the store has ended."""
-        self._ticker.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await self._ticker
-        await super().shutdown(sockets)
-
-    async def _tick_forever(self) -> None:
-        while True:
-            await asyncio.sleep(TICK_SECONDS)
-            try:
-                self._store.tick()
-                if self._file is not None:
-                    self._file.check(self._store)
-            except Exception:  # the edge of the agent's own thread: it has to go on
-                _log.exception("the development agent could not look after its state")
 
 
 def _loopback(host: str) -> str:

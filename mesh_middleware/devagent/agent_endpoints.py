@@ -1,6 +1,6 @@
-"""Registration, checks, health, config entries, the agent itself.
+"""Registration, checks, health, the agent itself.
 
-Source: Consul /v1/agent, /v1/health, /v1/config, /v1/status.
+Source: Consul /v1/agent, /v1/health, /v1/status.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 from starlette.requests import Request
 from starlette.responses import Response
 
-from mesh_middleware.devagent import blocking, catalog, intentions, schema
+from mesh_middleware.devagent import blocking, registration, schema
 from mesh_middleware.devagent.responses import (
     body_of,
     empty_response,
@@ -19,8 +19,9 @@ from mesh_middleware.devagent.responses import (
     json_response,
 )
 from mesh_middleware.devagent.schema import Entry, RefusedError
-from mesh_middleware.devagent.store import NODE, Store
+from mesh_middleware.devagent.store import Store
 
+NODE = "mesh-dev-agent"
 VERSION = "1.21.0"
 """The Consul whose API is imitated."""
 
@@ -34,16 +35,16 @@ async def register(request: Request) -> Response:
     """PUT /v1/agent/service/register"""
     store = _store(request)
     document = await json_of(request)
-    body = schema.read(document, schema.SERVICE, config_entry=True)
-    service = catalog.service_from(body, store.clock())
+    body = schema.read(document, schema.SERVICE, snake_case=True)
+    service = registration.service_from(body, store.clock())
     replace = has_flag(request, "replace-existing-checks")
-    store.register(service, replace_checks=replace)
+    store.catalog.register(service, replace_checks=replace)
     return empty_response()
 
 
 async def deregister(request: Request) -> Response:
     """PUT /v1/agent/service/deregister/:id"""
-    _store(request).deregister(request.path_params["id"])
+    _store(request).catalog.deregister(request.path_params["id"])
     return empty_response()
 
 
@@ -54,7 +55,7 @@ async def maintenance(request: Request) -> Response:
         raise RefusedError(400, "Missing value for enable")
     if enable not in ("true", "false"):
         raise RefusedError(400, f'Invalid value for enable: "{enable}"')
-    _store(request).maintenance(
+    _store(request).catalog.maintenance(
         request.path_params["id"],
         enable=enable == "true",
         reason=request.query_params.get("reason", ""),
@@ -79,7 +80,7 @@ async def check_fail(request: Request) -> Response:
 
 def _noted(request: Request, status: str) -> Response:
     note = request.query_params.get("note", "")
-    _store(request).update_check(request.path_params["id"], status, note)
+    _store(request).catalog.update_check(request.path_params["id"], status, note)
     return empty_response()
 
 
@@ -87,7 +88,7 @@ async def check_update(request: Request) -> Response:
     """PUT /v1/agent/check/update/:id"""
     body = await body_of(request, schema.CHECK_UPDATE)
     check_id, status = request.path_params["id"], body.get("Status", "")
-    _store(request).update_check(check_id, status, body.get("Output", ""))
+    _store(request).catalog.update_check(check_id, status, body.get("Output", ""))
     return empty_response()
 
 
@@ -96,16 +97,15 @@ async def checks(request: Request) -> Response:
     store = _store(request)
     with store.lock:
         found = {
-            check.id: catalog.check_document(service, check, node=NODE, in_catalog=False)
-            for service in store.services.values()
-            for check in service.checks.values()
+            check.id: registration.check_document(service, check, node=NODE, in_catalog=False)
+            for service, check in store.catalog.checks()
         }
     return json_response(found)
 
 
 async def services(request: Request) -> Response:
     """GET /v1/agent/services"""
-    found = _store(request).services
+    found = _store(request).catalog.services
     return json_response({key: found[key].document for key in sorted(found)})
 
 
@@ -115,7 +115,7 @@ async def service(request: Request) -> Response:
     query, wanted = blocking.Query.of(request), request.query_params.get("hash")
 
     def read() -> tuple[int, Any]:
-        document = store.service(service_id).described()
+        document = store.catalog.get(service_id).described()
         # For `blocking`, index 1 means what the caller has and 2 another one.
         return (1 if document["ContentHash"] == wanted else 2), document
 
@@ -146,11 +146,11 @@ async def _health(request: Request, *, connect: bool) -> Response:
         with store.lock:
             found = [
                 _health_row(each)
-                for each in store.services.values()
+                for each in store.catalog.services.values()
                 if name == (each.upstream_of if connect else each.name)
                 and (each.status == "passing" or not passing)
             ]
-            known = any(name in (s.name, s.upstream_of) for s in store.services.values())
+            known = any(name in (s.name, s.upstream_of) for s in store.catalog.services.values())
             table = f"service:{name}" if known else "services"
             return store.changed(table), found
 
@@ -159,11 +159,11 @@ async def _health(request: Request, *, connect: bool) -> Response:
     return response
 
 
-def _health_row(service: catalog.Service) -> Entry:
+def _health_row(service: registration.Service) -> Entry:
     document = {k: v for k, v in service.document.items() if k not in ("Proxy", "Connect")}
     indexes = {"CreateIndex": service.create_index, "ModifyIndex": service.modify_index}
     checks = [
-        catalog.check_document(service, check, node=NODE, in_catalog=True)
+        registration.check_document(service, check, node=NODE, in_catalog=True)
         for check in service.checks.values()
     ]
     return {
@@ -203,65 +203,6 @@ _SERF = {
     "CreateIndex": 5,
     "ModifyIndex": 5,
 }
-
-
-async def config_entry(request: Request) -> Response:
-    """GET /v1/config/:kind/:name"""
-    store, (kind, name) = _store(request), _kind_and_name(request)
-
-    def read() -> tuple[int, Any]:
-        with store.lock:
-            return store.changed("config"), store.config.get((kind, name))
-
-    query = blocking.Query.of(request)
-    result = await blocking.blocking(store, query, read)
-    headers = blocking.server_headers(result.index)
-    if result.body is None:
-        text = f'Config entry not found for "{kind}" / "{name}"'
-        return Response(text, 404, headers=headers, media_type="text/plain")
-    return json_response(result.body, headers=headers)
-
-
-async def config_list(request: Request) -> Response:
-    """GET /v1/config/:kind"""
-    store, kind = _store(request), _kind(request)
-
-    def read() -> tuple[int, Any]:
-        with store.lock:
-            found = [entry for (of, _), entry in sorted(store.config.items()) if of == kind]
-            return store.changed("config"), found
-
-    return await blocking.answer(request, read)
-
-
-async def put_config(request: Request) -> Response:
-    """PUT /v1/config, ``?cas=<ModifyIndex>``"""
-    store, entry = _store(request), intentions.decode_entry(await json_of(request))
-    expected = request.query_params.get("cas")
-    with store.lock:
-        now = store.config.get((entry["Kind"], entry["Name"]), {}).get("ModifyIndex", 0)
-        if expected is not None and expected != str(now):
-            return json_response(False)
-        store.put_entry(entry)
-    return json_response(True)
-
-
-async def delete_config(request: Request) -> Response:
-    """DELETE /v1/config/:kind/:name"""
-    kind, name = _kind_and_name(request)
-    _store(request).delete_entry(kind, name)
-    return json_response({})
-
-
-def _kind(request: Request) -> str:
-    kind: str = request.path_params["kind"]
-    if kind not in intentions.KINDS:
-        raise RefusedError(400, f"invalid config entry kind: {kind}")
-    return kind
-
-
-def _kind_and_name(request: Request) -> tuple[str, str]:
-    return _kind(request), request.path_params["name"]
 
 
 async def agent_self(request: Request) -> Response:

@@ -12,6 +12,7 @@ from starlette.routing import Route
 
 from mesh_middleware._types import Receive, Scope, Send
 from mesh_middleware.devagent import agent_endpoints as agent
+from mesh_middleware.devagent import config_endpoints as config
 from mesh_middleware.devagent import mesh_endpoints as mesh
 from mesh_middleware.devagent.guard import Guard
 from mesh_middleware.devagent.responses import text_response
@@ -34,12 +35,12 @@ ENDPOINTS: Mapping[str, Mapping[str, Handler]] = {
     },
     "/connect/ca/roots": {"GET": mesh.server_roots},
     "/connect/ca/configuration": {
-        "GET": mesh.get_ca_configuration,
-        "PUT": mesh.put_ca_configuration,
+        "GET": config.get_ca_configuration,
+        "PUT": config.put_ca_configuration,
     },
-    "/config": {"PUT": agent.put_config},
-    "/config/{kind}": {"GET": agent.config_list},
-    "/config/{kind}/{name:path}": {"GET": agent.config_entry, "DELETE": agent.delete_config},
+    "/config": {"PUT": config.put_config},
+    "/config/{kind}": {"GET": config.config_list},
+    "/config/{kind}/{name:path}": {"GET": config.config_entry, "DELETE": config.delete_config},
     "/agent/service/register": {"PUT": agent.register},
     "/agent/service/deregister/{id:path}": {"PUT": agent.deregister},
     "/agent/service/maintenance/{id:path}": {"PUT": agent.maintenance},

@@ -1,193 +1,115 @@
-"""Registered services and their checks, as a Consul agent keeps them and its catalog shows them.
+"""The instances that are registered with the agent, which is its catalog too.
 
-Only TTL checks exist: the development agent calls nobody. A check is critical until somebody
-passes it, and again when nobody did for its TTL. What a check says (its output) reaches the
-catalog only together with a change of status, as with Consul's ``check_update_interval``, so that
-a heartbeat wakes nobody.
-
-Source: Consul /v1/agent/service/register, /v1/agent/check/update, /v1/health/connect.
+Source: Consul /v1/agent/service, /v1/agent/check, /v1/health.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from ipaddress import ip_address
-from typing import Any
+from typing import TYPE_CHECKING
 
-from mesh_middleware.devagent.durations import seconds
-from mesh_middleware.devagent.schema import Entry, RefusedError
+from mesh_middleware.devagent.registration import STATUSES, Check, Service, expire, set_status
+from mesh_middleware.devagent.schema import RefusedError
 
-STATUSES = ("passing", "warning", "critical")
+if TYPE_CHECKING:
+    from mesh_middleware.devagent.store import Store
 
 
-@dataclass(slots=True)
-class Check:
-    """A check of one service. `ttl` in seconds; 0 means that it never expires."""
+class Catalog:
+    """Part of a `Store`, guarded by its lock. `services`: instances by ID, replaced as a whole."""
 
-    id: str
-    name: str
-    ttl: float
-    status: str
-    output: str = ""
-    notes: str = ""
-    kind: str = "ttl"
-    reap_after: float = 0.0
-    expires: float = 0.0
-    critical_since: float = 0.0
-    seen_output: str = ""
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self.services: dict[str, Service] = {}
 
+    def checks(self) -> list[tuple[Service, Check]]:
+        """Every check, with its instance."""
+        return [(s, check) for s in self.services.values() for check in s.checks.values()]
 
-@dataclass(slots=True)
-class Service:
-    """One registered instance. `document`: as ``/v1/agent/service/<id>`` gives it, no hash."""
+    def tick(self, now: float) -> None:
+        """Expire checks, and remove instances that were critical for too long."""
+        for service in list(self.services.values()):
+            self._tick(service, now)
 
-    id: str
-    name: str
-    document: Entry
-    native: bool
-    checks: dict[str, Check] = field(default_factory=dict)
-    create_index: int = 0
-    modify_index: int = 0
+    def _tick(self, service: Service, now: float) -> None:
+        expired = [check for check in service.checks.values() if expire(check, now)]
+        if expired:
+            self._touch(service)
+        for check in service.checks.values():
+            critical = check.status == "critical" and check.reap_after
+            if critical and now >= check.critical_since + check.reap_after:
+                self.deregister(service.id)
+                return
 
-    def described(self) -> Entry:
-        """The document with its content hash. Source: ``X-Consul-Contenthash``."""
-        digest = hashlib.sha256(json.dumps(self.document, sort_keys=True).encode()).hexdigest()[:16]
-        return {**self.document, "ContentHash": digest}
+    def register(self, service: Service, *, replace_checks: bool = False) -> None:
+        """Put an instance into the catalog, in the place of the one with its ID."""
+        with self._store.lock:
+            old = self.services.get(service.id)
+            if old is not None:
+                # A check that is defined again keeps its status, as on a real agent.
+                kept = {} if replace_checks else dict(old.checks)
+                for check in service.checks.values():
+                    if before := old.checks.get(check.id):
+                        check.status, check.output = before.status, before.output
+                        check.seen_output = before.seen_output
+                        check.critical_since = before.critical_since
+                service.checks = {**kept, **service.checks}
+                service.create_index = old.create_index
+                if old.name != service.name:
+                    self._store.write(f"service:{old.name}", f"service:{old.upstream_of}")
+            self.services = {**self.services, service.id: service}
+            self._touch(service)
+            service.create_index = service.create_index or service.modify_index
 
-    @property
-    def upstream_of(self) -> str:
-        """Name under which the mesh reaches this instance, "" when it is not in the mesh."""
-        if self.native:
-            return self.name
-        return str(self.document.get("Proxy", {}).get("DestinationServiceName", ""))
+    def deregister(self, service_id: str) -> None:
+        """Take an instance out; RefusedError (404) when there is none."""
+        with self._store.lock:
+            service = self.get(service_id)
+            self.services = {k: v for k, v in self.services.items() if k != service_id}
+            self._touch(service)
 
-    @property
-    def status(self) -> str:
-        """The worst status of its checks; passing without any."""
-        return max(
-            (check.status for check in self.checks.values()),
-            key=STATUSES.index,
-            default=("passing"),
-        )
+    def get(self, service_id: str) -> Service:
+        """The instance with that ID; RefusedError (404) when there is none."""
+        try:
+            return self.services[service_id]
+        except KeyError:
+            raise RefusedError(404, f"unknown service ID: {service_id}") from None
 
-
-def service_from(body: Mapping[str, Any], now: float) -> Service:
-    """The service that a registration (read by `schema`) describes; RefusedError if impossible."""
-    if "Name" not in body:
-        raise RefusedError(400, "Missing service name")
-    connect = body.get("Connect", {})
-    if connect.get("Native") and body.get("Kind"):
+    def update_check(self, check_id: str, status: str, output: str) -> None:
+        """Write a TTL check's result; RefusedError for an unknown check or status."""
+        if status not in STATUSES:
+            raise RefusedError(400, f"Invalid check status: '{status}'")
+        with self._store.lock:
+            for service in self.services.values():
+                check = service.checks.get(check_id)
+                if check is not None and check.kind == "ttl":
+                    if set_status(check, status, output, self._store.clock()):
+                        self._touch(service)
+                    return
         raise RefusedError(
-            400, "Invalid service: A Proxy cannot also be Connect Native, only typical services"
+            404,
+            f'Unknown check ID "{check_id}". '
+            "Ensure that the check ID is passed, not the check name.",
         )
-    native = bool(connect.get("Native"))
-    if native and not (body.get("Port") or body.get("SocketPath")):
-        raise RefusedError(400, "Port or SocketPath must be set for a Connect native service")
-    if not 0 <= body.get("Port", 0) <= 65535:
-        raise RefusedError(400, f"Invalid port {body['Port']}: must be between 0 and 65535")
-    service = Service(body.get("ID", body["Name"]), body["Name"], _document(body), native)
-    single = [body["Check"]] if "Check" in body else []
-    definitions = [*single, *body.get("Checks", [])]
-    for number, definition in enumerate(definitions, 1):
-        suffix = f":{number}" if len(definitions) > 1 else ""
-        check = _check(definition, f"service:{service.id}{suffix}", service.name, now)
-        service.checks[check.id] = check
-    return service
 
+    def maintenance(self, service_id: str, *, enable: bool, reason: str) -> None:
+        """Put the check that takes an instance out of discovery, or remove it."""
+        with self._store.lock:
+            service = self.get(service_id)
+            check_id = f"_service_maintenance:{service_id}"
+            service.checks.pop(check_id, None)
+            if enable:
+                service.checks[check_id] = Check(
+                    check_id,
+                    "Service Maintenance Mode",
+                    0,
+                    "critical",
+                    notes=reason
+                    or "Maintenance mode is enabled for this service, but no reason was provided. "
+                    "This is a default message.",
+                    kind="maintenance",
+                )
+            self._touch(service)
 
-def _document(body: Mapping[str, Any]) -> Entry:
-    address, port = body.get("Address", ""), body.get("Port", 0)
-    document: Entry = {
-        "ID": body.get("ID", body["Name"]),
-        "Service": body["Name"],
-        "Tags": body.get("Tags", []),
-        "Meta": body.get("Meta", {}),
-        "Port": port,
-        "Address": address,
-    }
-    if address:
-        tagged = {"Address": address, "Port": port}
-        family = _family(address)
-        addresses = {f"lan_{family}": tagged, f"wan_{family}": tagged} if family else {}
-        document["TaggedAddresses"] = {**addresses, **body.get("TaggedAddresses", {})}
-    weights = body.get("Weights", {})
-    document["Weights"] = {
-        "Passing": weights.get("Passing", 1),
-        "Warning": weights.get("Warning", 1),
-    }
-    document["EnableTagOverride"] = body.get("EnableTagOverride", False)
-    optional = ("Kind", "SocketPath", "Proxy", "Connect", "Locality")
-    return document | {name: body[name] for name in optional if name in body}
-
-
-def _family(address: str) -> str:
-    try:
-        return f"ipv{ip_address(address).version}"
-    except ValueError:
-        return ""
-
-
-def _check(definition: Mapping[str, Any], default_id: str, service: str, now: float) -> Check:
-    if "TTL" not in definition:
-        raise RefusedError(
-            400, "Invalid check: the development agent runs TTL checks only; TTL must be set"
-        )
-    status = definition.get("Status", "critical")
-    if status not in STATUSES:
-        raise RefusedError(400, f"Invalid check status: '{status}'")
-    ttl = seconds(definition["TTL"])
-    if ttl <= 0:
-        raise RefusedError(400, "Invalid check: TTL must be > 0")
-    return Check(
-        id=definition.get("CheckID") or definition.get("ID") or default_id,
-        name=definition.get("Name", f"Service '{service}' check"),
-        ttl=ttl,
-        status=status,
-        output=definition.get("Output", ""),
-        notes=definition.get("Notes", ""),
-        reap_after=seconds(definition.get("DeregisterCriticalServiceAfter", "0s")),
-        expires=now + ttl,
-        critical_since=now,
-        seen_output=definition.get("Output", ""),
-    )
-
-
-def set_status(check: Check, status: str, output: str, now: float) -> bool:
-    """Write a result into the check; True when its status changed, and so the catalog."""
-    check.output = output
-    check.expires = now + check.ttl
-    if status == check.status:
-        return False
-    check.status, check.seen_output = status, output
-    check.critical_since = now
-    return True
-
-
-def expire(check: Check, now: float) -> bool:
-    """Make a check critical that nobody updated for its TTL; True when that changed it."""
-    if check.kind != "ttl" or now < check.expires or check.status == "critical":
-        return False
-    output = f"TTL expired (last output before timeout follows): {check.output}"
-    return set_status(check, "critical", output, now)
-
-
-def check_document(service: Service, check: Check, *, node: str, in_catalog: bool) -> Entry:
-    """The check as ``/v1/agent/checks`` (or, `in_catalog`, ``/v1/health``) shows it."""
-    return {
-        "Node": node,
-        "CheckID": check.id,
-        "Name": check.name,
-        "Status": check.status,
-        "Notes": check.notes,
-        "Output": check.seen_output if in_catalog else check.output,
-        "ServiceID": service.id,
-        "ServiceName": service.name,
-        "ServiceTags": service.document["Tags"],
-        "Type": check.kind,
-        "Definition": {},
-        "CreateIndex": service.create_index if in_catalog else 0,
-        "ModifyIndex": service.modify_index if in_catalog else 0,
-    }
+    def _touch(self, service: Service) -> None:
+        tables = {f"service:{service.name}", f"service:{service.upstream_of}"}
+        service.modify_index = self._store.write("services", *tables)

@@ -1,4 +1,4 @@
-"""Roots, leaf, authorize, intentions, CA configuration: what makes a mesh.
+"""Roots, leaf, authorize, intentions: what makes a mesh.
 
 Source: Consul /v1/agent/connect and /v1/connect.
 """
@@ -7,16 +7,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from cryptography.hazmat.primitives.serialization import load_pem_private_key
 from starlette.requests import Request
 from starlette.responses import Response
 
 from mesh_middleware.devagent import blocking, intentions, schema, validate
-from mesh_middleware.devagent.durations import seconds
 from mesh_middleware.devagent.responses import (
     body_of,
     has_flag,
-    json_of,
     json_response,
     required,
 )
@@ -206,52 +203,3 @@ async def delete_exact(request: Request) -> Response:
 
 def _exact(request: Request) -> tuple[str, str]:
     return _name(required(request, "source")), _name(required(request, "destination"))
-
-
-async def get_ca_configuration(request: Request) -> Response:
-    """GET /v1/connect/ca/configuration"""
-    store = _store(request)
-    index = store.changed("ca")
-    return json_response(
-        {
-            "Provider": "consul",
-            "Config": {
-                "IntermediateCertTTL": "8760h",
-                "LeafCertTTL": f"{store.ca.leaf_ttl_seconds:g}s",
-                "RotationPeriod": "2160h",
-            },
-            "State": None,
-            "ForceWithoutCrossSigning": False,
-            "CreateIndex": 5,
-            "ModifyIndex": max(5, index),
-        }
-    )
-
-
-async def put_ca_configuration(request: Request) -> Response:
-    """PUT /v1/connect/ca/configuration: another PrivateKey makes a new root
-
-    The key itself is checked and then not used: the new root gets one of its own.
-    """
-    store = _store(request)
-    body = schema.read(await json_of(request), schema.CA_CONFIGURATION)
-    if body.get("Provider") != "consul":
-        raise RefusedError(500, f'unknown CA provider "{body.get("Provider", "")}"')
-    config = body.get("Config", {})
-    key = config.get("PrivateKey") or ""
-    if key:
-        try:
-            load_pem_private_key(str(key).encode(), None)
-        except (ValueError, TypeError) as error:
-            raise RefusedError(500, f"failed parsing private key: {error}") from None
-    if "LeafCertTTL" in config:
-        ttl = seconds(str(config["LeafCertTTL"]))
-        if ttl <= 0:
-            raise RefusedError(500, "leaf cert TTL must be greater than 0")
-        store.ca.leaf_ttl_seconds = ttl
-    with store.lock:
-        store.write("ca")
-        if key and key != store.ca_private_key:
-            store.ca_private_key = key
-            store.rotate()
-    return Response()

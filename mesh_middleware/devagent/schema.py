@@ -128,16 +128,24 @@ _WORDS: Mapping[type, str] = {
 }
 
 
-def read(document: Any, schema: Mapping[str, Any], *, config_entry: bool = False) -> Entry:
+def read(
+    document: Any,
+    schema: Mapping[str, Any],
+    *,
+    config_entry: bool = False,
+    snake_case: bool = False,
+) -> Entry:
     """`document` with the schema's spelling and without empty fields; RefusedError (400) if it
-    does not fit. `config_entry`: underscores are allowed in names, and errors are worded so.
+    does not fit. `snake_case`: names may have underscores. `config_entry`: so they may, and
+    errors are worded as for config entries.
     """
-    return _Reader(config_entry).mapping(document, schema, "")
+    return _Reader(config_entry, snake_case or config_entry).mapping(document, schema, "")
 
 
 class _Reader:
-    def __init__(self, config_entry: bool) -> None:
+    def __init__(self, config_entry: bool, snake_case: bool) -> None:
         self._config_entry = config_entry
+        self._snake_case = snake_case
 
     def mapping(self, value: Any, schema: Mapping[str, Any], path: str) -> Entry:
         if not isinstance(value, dict):
@@ -168,7 +176,7 @@ class _Reader:
         return value
 
     def _fold(self, name: str) -> str:
-        return (name.replace("_", "") if self._config_entry else name).lower()
+        return (name.replace("_", "") if self._snake_case else name).lower()
 
     def _unknown(self, path: str, key: str) -> RefusedError:
         if self._config_entry:

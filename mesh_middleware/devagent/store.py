@@ -13,17 +13,15 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 
-from mesh_middleware.devagent import catalog, intentions, validate
+from mesh_middleware.devagent import intentions, validate
 from mesh_middleware.devagent.ca import CertificateAuthority
-from mesh_middleware.devagent.catalog import Check, Service
+from mesh_middleware.devagent.catalog import Catalog
 from mesh_middleware.devagent.leaves import Leaves
-from mesh_middleware.devagent.schema import Entry, RefusedError
+from mesh_middleware.devagent.schema import Entry
 from mesh_middleware.policy.intentions import WILDCARD, Action
 
 FIRST_INDEX = 10
 """Where the index of a new agent starts; a real one has written its own state by then."""
-
-NODE = "mesh-dev-agent"
 
 
 class Store:
@@ -46,9 +44,9 @@ class Store:
         self.lock = threading.RLock()
         self.index = FIRST_INDEX
         self.closed = False
-        self.services: dict[str, Service] = {}
         self.config: dict[tuple[str, str], Entry] = {}
         self.leaves = Leaves(self)
+        self.catalog = Catalog(self)
         self._changed: dict[str, int] = {"roots": FIRST_INDEX}
         self._waiters: set[tuple[asyncio.AbstractEventLoop, asyncio.Event]] = set()
         self._roots_seen = _roots_of(ca)
@@ -105,21 +103,10 @@ class Store:
         """What time alone changes: expired checks, leaves due for renewal. Call it often."""
         now = self.clock()
         with self.lock:
-            for service in list(self.services.values()):
-                self._tick_service(service, now)
+            self.catalog.tick(now)
             self._notice_roots()
             if self.leaves.any_due(now):
                 self.wake()
-
-    def _tick_service(self, service: Service, now: float) -> None:
-        expired = [check for check in service.checks.values() if catalog.expire(check, now)]
-        if expired:
-            self._touch(service)
-        for check in service.checks.values():
-            critical = check.status == "critical" and check.reap_after
-            if critical and now >= check.critical_since + check.reap_after:
-                self.deregister(service.id)
-                return
 
     # --- the CA ----------------------------------------------------------------------------
 
@@ -205,82 +192,6 @@ class Store:
             if intentions.matches(row, source, namespace=namespace):
                 return row
         return None
-
-    # --- services --------------------------------------------------------------------------
-
-    def register(self, service: Service, *, replace_checks: bool = False) -> None:
-        """Put an instance into the catalog, in the place of the one with its ID."""
-        with self.lock:
-            old = self.services.get(service.id)
-            if old is not None:
-                # A check that is defined again keeps its status, as on a real agent.
-                kept = {} if replace_checks else dict(old.checks)
-                for check in service.checks.values():
-                    if before := old.checks.get(check.id):
-                        check.status, check.output = before.status, before.output
-                        check.seen_output = before.seen_output
-                        check.critical_since = before.critical_since
-                service.checks = {**kept, **service.checks}
-                service.create_index = old.create_index
-                if old.name != service.name:
-                    self.write(f"service:{old.name}", f"service:{old.upstream_of}")
-            self.services = {**self.services, service.id: service}
-            self._touch(service)
-            service.create_index = service.create_index or service.modify_index
-
-    def deregister(self, service_id: str) -> None:
-        """Take an instance out; RefusedError (404) when there is none."""
-        with self.lock:
-            service = self.service(service_id)
-            self.services = {k: v for k, v in self.services.items() if k != service_id}
-            self._touch(service)
-
-    def service(self, service_id: str) -> Service:
-        """The instance with that ID; RefusedError (404) when there is none."""
-        try:
-            return self.services[service_id]
-        except KeyError:
-            raise RefusedError(404, f"unknown service ID: {service_id}") from None
-
-    def update_check(self, check_id: str, status: str, output: str) -> None:
-        """Write a TTL check's result; RefusedError for an unknown check or status."""
-        if status not in catalog.STATUSES:
-            raise RefusedError(400, f"Invalid check status: '{status}'")
-        with self.lock:
-            for service in self.services.values():
-                check = service.checks.get(check_id)
-                if check is not None and check.kind == "ttl":
-                    if catalog.set_status(check, status, output, self.clock()):
-                        self._touch(service)
-                    return
-        raise RefusedError(
-            404,
-            f'Unknown check ID "{check_id}". '
-            "Ensure that the check ID is passed, not the check name.",
-        )
-
-    def maintenance(self, service_id: str, *, enable: bool, reason: str) -> None:
-        """Put the check that takes an instance out of discovery, or remove it."""
-        with self.lock:
-            service = self.service(service_id)
-            check_id = f"_service_maintenance:{service_id}"
-            service.checks.pop(check_id, None)
-            if enable:
-                service.checks[check_id] = Check(
-                    check_id,
-                    "Service Maintenance Mode",
-                    0,
-                    "critical",
-                    notes=reason
-                    or "Maintenance mode is enabled for this service, but no reason was provided. "
-                    "This is a default message.",
-                    kind="maintenance",
-                )
-            self._touch(service)
-
-    def _touch(self, service: Service) -> None:
-        tables = {f"service:{service.name}", f"service:{service.upstream_of}"}
-        service.modify_index = self.write("services", *tables)
 
 
 def _roots_of(ca: CertificateAuthority) -> list[str]:
