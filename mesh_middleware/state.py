@@ -7,6 +7,7 @@ change, which is how open connections notice that they must be judged again.
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Protocol
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import Policy
-from mesh_middleware.tls.certificates import TrustBundle, X509SVID
+from mesh_middleware.tls.certificates import X509SVID, TrustBundle
 from mesh_middleware.tls.contexts import TLSContexts
 
 PARTS = ("roots", "leaf", "intentions", "default action")
@@ -92,6 +93,11 @@ class Registry:
 
     def __init__(self) -> None:
         self._sources: dict[str, StateSource] = {}
+        self._lock = threading.Lock()
+        os.register_at_fork(after_in_child=self._renew_lock)
+
+    def _renew_lock(self) -> None:
+        # A thread that the child does not have may hold the old one.
         self._lock = threading.Lock()
 
     def add(self, service: str, source: StateSource) -> None:

@@ -1,0 +1,305 @@
+"""A Consul agent's HTTP API: one method for each endpoint, no retries, no interpretation.
+
+Everything can raise these two, and they mean different things:
+
+* `ConsulError`: there was no complete answer (`status` is None), or it was not a success.
+* `DecodeError`: the agent answered with success, but what it sent cannot be read: no JSON, broken
+  compression, more than `MAX_BODY` bytes.
+
+Reading is on demand (`Answer.json`), since nobody needs the JSON of a body that did not change.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import re
+import ssl
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import quote
+
+import httpx
+
+from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul.token import TokenSource
+from mesh_middleware.errors import ConfigError, ConsulError, DecodeError
+
+MAX_BODY = 64 * 2**20
+"""Bytes of a body after decompression; 10,000 intentions take about 4 MiB."""
+
+CONNECT_SECONDS = 5.0
+MARGIN_SECONDS = 10.0
+"""How much longer than the longest wait we listen: agents retry 7 s for a leader; and slack."""
+
+_INDEX = re.compile(r"[0-9]{1,20}")
+_MAX_INDEX = 2**64 - 1
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """A successful answer.
+
+    `index`: ``X-Consul-Index``, positive; None where the agent sent none that can be read.
+    `headers`: by lower-case name.
+    """
+
+    status: int
+    body: bytes = field(repr=False)
+    index: int | None
+    headers: Mapping[str, str] = field(repr=False)
+
+    @property
+    def json(self) -> Any:
+        """The body as JSON, read anew each time; None when empty; DecodeError if it is none."""
+        if not self.body:
+            return None
+        try:
+            return json.loads(self.body)
+        except (ValueError, RecursionError) as error:
+            start = self.body[:60].decode("utf-8", "replace")
+            raise DecodeError(f"the answer is not JSON but starts with {start!r}") from error
+
+
+class ConsulClient:
+    """Talks to the agent that `config` names. Belongs to one event loop; close it there.
+
+    `wait` is in seconds everywhere and always sent; None is `config.wait_seconds`. An `index` of 0
+    never blocks. ConfigError when a TLS or token file cannot be used.
+    """
+
+    def __init__(
+        self, config: MeshConfig, *, transport: httpx.AsyncBaseTransport | None = None
+    ) -> None:
+        self._config = config
+        self._token = TokenSource(config)
+        self._scope = {
+            key: value
+            for key, value in (("ns", config.namespace), ("partition", config.partition))
+            if value
+        }
+        self._dc = {"dc": config.datacenter} if config.datacenter else {}
+        path = config.socket_path
+        if transport is None:
+            # No proxies and no netrc from the environment: they would see keys and tokens.
+            transport = httpx.AsyncHTTPTransport(
+                verify=_ssl_context(config),
+                trust_env=False,
+                uds=path,
+                limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
+            )
+        self._http = httpx.AsyncClient(
+            base_url="http://localhost" if path is not None else config.address,
+            transport=transport,
+            trust_env=False,
+            follow_redirects=False,
+            headers={"User-Agent": "mesh-middleware", "Accept": "application/json"},
+        )
+
+    def __repr__(self) -> str:
+        return f"<ConsulClient {self._config.address}>"
+
+    @property
+    def address(self) -> str:
+        """Where the agent is, as a URL."""
+        return self._config.address
+
+    def token_changed(self) -> bool:
+        """Whether the token file changed since the last request."""
+        return self._token.changed()
+
+    async def aclose(self) -> None:
+        """Close all connections."""
+        await self._http.aclose()
+
+    # -- the mesh -----------------------------------------------------------------------------
+
+    async def roots(self, index: int = 0, wait: float | None = None) -> Answer:
+        """Consul: GET /v1/agent/connect/ca/roots."""
+        return await self._watch("/v1/agent/connect/ca/roots", {}, index, wait)
+
+    async def leaf(self, service: str, index: int = 0, wait: float | None = None) -> Answer:
+        """Consul: GET /v1/agent/connect/ca/leaf/:service."""
+        path = f"/v1/agent/connect/ca/leaf/{_segment(service)}"
+        return await self._watch(path, {}, index, wait)
+
+    async def match(
+        self, service: str, index: int = 0, wait: float | None = None, cached: bool = False
+    ) -> Answer:
+        """Consul: GET /v1/connect/intentions/match, by destination."""
+        query = {"by": "destination", "name": service, **self._dc}
+        if cached:
+            query["cached"] = ""
+        return await self._watch("/v1/connect/intentions/match", query, index, wait)
+
+    async def intentions(self, index: int = 0, wait: float | None = None) -> Answer:
+        """Consul: GET /v1/connect/intentions."""
+        return await self._watch("/v1/connect/intentions", dict(self._dc), index, wait)
+
+    async def authorize(self, target: str, uri: str) -> Answer:
+        """Consul: POST /v1/agent/connect/authorize."""
+        body = {"Target": target, "ClientCertURI": uri}
+        return await self._send("POST", "/v1/agent/connect/authorize", {}, body)
+
+    async def config_entry(
+        self, kind: str, name: str, index: int = 0, wait: float | None = None
+    ) -> Answer:
+        """Consul: GET /v1/config/:kind/:name."""
+        path = f"/v1/config/{_segment(kind)}/{_segment(name)}"
+        return await self._watch(path, dict(self._dc), index, wait)
+
+    async def health_connect(
+        self, service: str, index: int = 0, wait: float | None = None, passing: bool = True
+    ) -> Answer:
+        """Consul: GET /v1/health/connect/:service."""
+        query = {**self._dc, **({"passing": ""} if passing else {})}
+        return await self._watch(f"/v1/health/connect/{_segment(service)}", query, index, wait)
+
+    # -- the local agent ----------------------------------------------------------------------
+
+    async def agent_self(self) -> Answer:
+        """Consul: GET /v1/agent/self."""
+        return await self._send("GET", "/v1/agent/self")
+
+    async def service(self, service_id: str) -> Answer:
+        """Consul: GET /v1/agent/service/:id."""
+        return await self._send("GET", f"/v1/agent/service/{_segment(service_id)}")
+
+    async def register(self, body: Mapping[str, Any]) -> Answer:
+        """Consul: PUT /v1/agent/service/register. Checks that are not in `body` are dropped."""
+        query = {"replace-existing-checks": "true"}
+        return await self._send("PUT", "/v1/agent/service/register", query, body)
+
+    async def deregister(self, service_id: str) -> Answer:
+        """Consul: PUT /v1/agent/service/deregister/:id."""
+        return await self._send("PUT", f"/v1/agent/service/deregister/{_segment(service_id)}")
+
+    async def update_check(self, check_id: str, status: str, output: str = "") -> Answer:
+        """Consul: PUT /v1/agent/check/update/:id. `status`: passing, warning or critical."""
+        body = {"Status": status, "Output": output}
+        return await self._send("PUT", f"/v1/agent/check/update/{_segment(check_id)}", {}, body)
+
+    # -- requests -----------------------------------------------------------------------------
+
+    async def _watch(
+        self, path: str, query: dict[str, str], index: int, wait: float | None
+    ) -> Answer:
+        wait = self._config.wait_seconds if wait is None else wait
+        query["wait"] = f"{max(1, round(wait * 1000))}ms"
+        if index:
+            query["index"] = str(index)
+        return await self._send("GET", path, query, wait=wait)
+
+    async def _send(
+        self,
+        method: str,
+        path: str,
+        query: Mapping[str, str] | None = None,
+        body: Mapping[str, Any] | None = None,
+        *,
+        wait: float = 0.0,
+    ) -> Answer:
+        limit = wait + wait / 16 + MARGIN_SECONDS  # servers add a jitter of wait/16
+        request = self._http.build_request(
+            method,
+            path,
+            params={**(query or {}), **self._scope},
+            json=body,
+            headers=self._headers(),
+            timeout=httpx.Timeout(limit, connect=CONNECT_SECONDS),
+            extensions=self._extensions(),
+        )
+        try:
+            # httpx's own limit is for each read: an agent that trickles would never end
+            async with asyncio.timeout(limit + CONNECT_SECONDS):
+                return await self._receive(request)
+        except TimeoutError as error:
+            raise ConsulError(f"{path}: no complete answer within {limit:.0f} s") from error
+        except httpx.DecodingError as error:
+            raise DecodeError(f"{path}: the compressed answer cannot be read") from error
+        except httpx.HTTPError as error:
+            raise ConsulError(f"{path}: {_cause(error)}") from error
+
+    async def _receive(self, request: httpx.Request) -> Answer:
+        response = await self._http.send(request, stream=True)
+        path = request.url.path
+        try:
+            body = bytearray()
+            async for chunk in response.aiter_bytes():
+                body += chunk
+                if len(body) > MAX_BODY:
+                    raise DecodeError(f"{path}: the answer is longer than {MAX_BODY} bytes")
+        finally:
+            await response.aclose()
+        if not response.is_success:
+            text = bytes(body[:500]).decode("utf-8", "replace").strip()
+            raise ConsulError(
+                f"{path}: status {response.status_code}: {_line(text)}",
+                status=response.status_code,
+                body=text,
+            )
+        headers = {key.lower(): value for key, value in response.headers.items()}
+        index = parse_index(headers.get("x-consul-index"))
+        return Answer(response.status_code, bytes(body), index, headers)
+
+    def _headers(self) -> dict[str, str]:
+        token = self._token.get()
+        return {} if token is None else {"X-Consul-Token": token}
+
+    def _extensions(self) -> dict[str, Any]:
+        name = self._config.tls_server_name
+        return {"sni_hostname": name} if name else {}
+
+
+def parse_index(text: str | None) -> int | None:
+    """``X-Consul-Index`` as a number of 1 to 2^64-1; None when there is none.
+
+    0 is read as 1, as Consul's documentation on blocking queries tells clients to do.
+    """
+    if text is None or not _INDEX.fullmatch(text.strip()):
+        return None
+    index = int(text)
+    return max(index, 1) if index <= _MAX_INDEX else None
+
+
+def _ssl_context(config: MeshConfig) -> ssl.SSLContext:
+    """What proves an https agent to us, and us to it; one that trusts nobody for plain HTTP."""
+    if not config.address.startswith("https://"):
+        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    try:
+        context = ssl.create_default_context(cafile=config.ca_cert)
+    except (OSError, ssl.SSLError) as error:
+        raise ConfigError(
+            f"ca_cert (CONSUL_CACERT): cannot use {config.ca_cert}: {error}; "
+            "name a PEM file with the CA of the agent"
+        ) from error
+    if config.client_cert is not None:
+        try:
+            context.load_cert_chain(config.client_cert, config.client_key)
+        except (OSError, ssl.SSLError) as error:
+            raise ConfigError(
+                f"client_cert, client_key (CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY): cannot use "
+                f"{config.client_cert} with {config.client_key}: {error}; name two PEM files"
+            ) from error
+    return context
+
+
+def _segment(text: str) -> str:
+    return quote(text, safe="")
+
+
+def _cause(error: httpx.HTTPError) -> str:
+    """The innermost words: httpx's own say only that all attempts failed."""
+    found: BaseException = error
+    words = str(error)
+    while (inner := found.__cause__ or found.__context__) is not None:
+        found = inner
+        if isinstance(found, OSError) and found.errno and found.errno > 0:
+            words = os.strerror(found.errno)
+    return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _line(text: str) -> str:
+    return " ".join(text.split())[:200] or "(no text)"
