@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import click
 
+from mesh_middleware.commands.call import call
 from mesh_middleware.commands.check import check, explain
+from mesh_middleware.commands.dev_agent import dev_agent
+from mesh_middleware.commands.run import run
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -13,5 +16,5 @@ def main() -> None:
     """Consul service mesh for Python services: mTLS and intentions without a sidecar."""
 
 
-main.add_command(check)
-main.add_command(explain)
+for _command in (run, call, check, explain, dev_agent):
+    main.add_command(_command)

@@ -1,0 +1,128 @@
+"""``mesh-middleware call``: one request as a service of the mesh, as curl would make it."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+import click
+
+from mesh_middleware.config import MeshConfig
+from mesh_middleware.errors import ConfigError, ConsulError, MeshError
+from mesh_middleware.server.exits import ExitCode
+from mesh_middleware.upstream.oneshot import Call, Reply, call_once
+
+FORM = "application/x-www-form-urlencoded"
+
+
+@click.command(short_help="Make one request as a service of the mesh.")
+@click.argument("url")
+@click.option("--as", "service", required=True, help="The service to call as.")
+@click.option("--expect", help="The service that must answer: its name, or a SPIFFE ID.")
+@click.option("--connect-to", metavar="HOST:PORT", help="Where to connect, whatever the URL says.")
+@click.option("-X", "--request", "method", help="The method; default GET, or POST with -d.")
+@click.option("-H", "--header", "headers", multiple=True, help="'Name: value' (repeatable).")
+@click.option("-d", "--data", help="The body; @FILE reads a file, @- standard input.")
+@click.option("-i", "--include", is_flag=True, help="Print status and headers before the body.")
+@click.option("--fail", is_flag=True, help="Exit 1 on a status of 400 or more.")
+@click.option(
+    "--max-time", type=click.FloatRange(0.1, 3600), default=30.0, show_default=True, help="Seconds."
+)
+def call(
+    *,
+    url: str,
+    service: str,
+    expect: str | None,
+    connect_to: str | None,
+    method: str | None,
+    headers: tuple[str, ...],
+    data: str | None,
+    include: bool,
+    fail: bool,
+    max_time: float,
+) -> None:
+    """Make one request to URL with a certificate of a service, from the Consul agent.
+
+    The server must prove to be a service of the mesh: the one of --expect, the one that a URL such
+    as https://web.service.consul/ names (it is then found in the catalogue), or, without either,
+    any; its identity is printed on standard error.
+
+    \b
+      mesh-middleware call --as api https://127.0.0.1:8443/hello --expect web
+      mesh-middleware call --as api https://web.service.consul/hello
+
+    Exit codes: 0 for any HTTP answer (1 with --fail and a status of 400 or more); 1 no answer, or
+    another server; 2 wrong option; 4 agent unreachable; 5 refused by its ACLs.
+    """
+    try:
+        body = None if data is None else _body(data)
+        request = Call(
+            url,
+            method=method or ("GET" if body is None else "POST"),
+            headers=_headers(headers, form=body is not None),
+            body=body,
+            expect=expect,
+            connect_to=None if connect_to is None else _host_port(connect_to),
+            timeout_seconds=max_time,
+        )
+        reply = asyncio.run(call_once(MeshConfig.from_env(service), request))
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    except MeshError as error:
+        click.echo(f"Error: {error}", err=True)
+        raise SystemExit(_code(error)) from error
+    _print(reply, include=include, name_server=expect is None and request.consul_name is None)
+    raise SystemExit(ExitCode.RUNTIME if fail and reply.status >= 400 else ExitCode.OK)
+
+
+def _code(error: MeshError) -> ExitCode:
+    if isinstance(error, ConsulError):
+        if error.status is None:
+            return ExitCode.AGENT_UNREACHABLE
+        if error.status in (401, 403):
+            return ExitCode.ACL
+    return ExitCode.RUNTIME
+
+
+def _body(data: str) -> bytes:
+    if data == "@-":
+        return sys.stdin.buffer.read()
+    if data.startswith("@"):
+        try:
+            return Path(data[1:]).read_bytes()
+        except OSError as error:
+            raise ConfigError(f"-d {data}: {error.strerror}") from error
+    return data.encode("utf-8")
+
+
+def _headers(lines: tuple[str, ...], *, form: bool) -> tuple[tuple[str, str], ...]:
+    headers = []
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise ConfigError(f"-H {line!r}: write 'Name: value'")
+        headers.append((name.strip(), value.strip()))
+    if form and not any(name.lower() == "content-type" for name, _ in headers):
+        headers.append(("content-type", FORM))
+    return tuple(headers)
+
+
+def _host_port(text: str) -> tuple[str, int]:
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) < 65536:
+        raise ConfigError(f"--connect-to {text}: write HOST:PORT, such as 127.0.0.1:8443")
+    return host.strip("[]"), int(port)
+
+
+def _print(reply: Reply, *, include: bool, name_server: bool) -> None:
+    if name_server:
+        click.echo(f"answered by {reply.server}", err=True)
+    if include:
+        click.echo(f"{reply.http_version} {reply.status} {reply.reason}".rstrip())
+        for name, value in reply.headers:
+            click.echo(f"{name}: {value}")
+        click.echo()
+    sys.stdout.flush()
+    sys.stdout.buffer.write(reply.body)
+    sys.stdout.buffer.flush()

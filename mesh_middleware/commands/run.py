@@ -1,0 +1,173 @@
+"""``mesh-middleware run``: an application on the mesh."""
+
+from __future__ import annotations
+
+import logging
+import math
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from mesh_middleware.config import MeshConfig
+from mesh_middleware.devagent import DevAgent
+from mesh_middleware.errors import ConfigError
+from mesh_middleware.server.exits import ExitCode
+from mesh_middleware.server.launcher import GRACE_SECONDS, serve
+from mesh_middleware.server.options import from_command_line, uvicorn_params
+
+EXIT_CODES = """\b
+Exit codes:
+  0  stopped by a signal        4  Consul agent unreachable
+  1  failed while running       5  refused by Consul's ACLs
+  2  wrong option               6  port taken
+  3  the app's startup failed   7  the app could not be imported"""
+
+
+class Wait(click.ParamType[float | None]):
+    """Seconds, or ``forever`` (None)."""
+
+    name = "SECONDS|forever"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> float | None:
+        """Positive seconds, 0, or None for ever."""
+        if value == "forever":
+            return None
+        try:
+            seconds = float(value)
+        except ValueError:
+            seconds = math.nan
+        if not 0 <= seconds < math.inf:
+            self.fail(f"{value!r}: write seconds such as 30, 0, or forever", param, ctx)
+        return seconds
+
+
+class KeyValue(click.ParamType[tuple[str, str]]):
+    """``KEY=VALUE``."""
+
+    name = "KEY=VALUE"
+
+    def convert(
+        self, value: Any, param: click.Parameter | None, ctx: click.Context | None
+    ) -> tuple[str, str]:
+        """The pair."""
+        key, equals, text = str(value).partition("=")
+        if not equals or not key:
+            self.fail(f"{value!r}: write KEY=VALUE, such as version=3", param, ctx)
+        return key, text
+
+
+OPTIONS: tuple[click.Parameter, ...] = (
+    click.Argument(["app"], metavar="APP"),
+    click.Option(["--service"], required=True, help="The service's name in the mesh."),
+    click.Option(
+        ["--wait"],
+        type=Wait(),
+        default="30",
+        show_default=True,
+        help="How long to wait for the Consul agent; 0 serves at once, refusing until it answers.",
+    ),
+    click.Option(["--advertise"], help="Address for the catalogue, if not the bind address."),
+    click.Option(["--no-register"], is_flag=True, help="Leave the registration to somebody else."),
+    click.Option(["--tag", "tags"], multiple=True, help="Tag for the catalogue (repeatable)."),
+    click.Option(
+        ["--meta"], type=KeyValue(), multiple=True, help="Meta data for the catalogue (repeatable)."
+    ),
+    click.Option(
+        ["--ops-port"],
+        type=click.IntRange(0, 65535),
+        help="Port of the plaintext operations listener: /health/live, /health/ready.",
+    ),
+    click.Option(
+        ["--ops-host"], default="127.0.0.1", show_default=True, help="Address of that listener."
+    ),
+    click.Option(
+        ["--grace"],
+        type=click.FloatRange(0, 3600),
+        default=GRACE_SECONDS,
+        show_default=True,
+        help="Seconds between the check going critical and the listeners closing.",
+    ),
+    click.Option(["--dev"], is_flag=True, help="Run a development agent in this process."),
+    click.Option(
+        ["--dev-intentions"],
+        type=click.Path(exists=True, dir_okay=False),
+        help="Intentions for --dev: JSON or YAML, read again when the file changes.",
+    ),
+)
+
+
+def _quiet_dev_agent() -> None:
+    """Keep the embedded agent's own requests out of the application's log."""
+
+    def of_the_service(record: logging.LogRecord) -> bool:
+        return record.threadName != "mesh-dev-agent" or record.levelno > logging.INFO
+
+    for name in ("uvicorn.access", "uvicorn.error"):
+        logging.getLogger(name).addFilter(of_the_service)
+
+
+def _run(
+    *,
+    app: str,
+    service: str,
+    wait: float | None,
+    advertise: str | None,
+    no_register: bool,
+    tags: tuple[str, ...],
+    meta: tuple[tuple[str, str], ...],
+    ops_port: int | None,
+    ops_host: str,
+    grace: float,
+    dev: bool,
+    dev_intentions: str | None,
+    **uvicorn_options: Any,
+) -> None:
+    if dev_intentions and not dev:
+        raise click.UsageError("--dev-intentions needs --dev.")
+    options = from_command_line(uvicorn_options)
+    if options.get("uds") and not no_register:
+        raise click.UsageError("--uds: Consul cannot list a unix socket; add --no-register.")
+    try:
+        with ExitStack() as stack:
+            config = None
+            if dev:
+                _quiet_dev_agent()
+                agent = stack.enter_context(DevAgent(intentions=dev_intentions))
+                click.echo(f"DEVELOPMENT ONLY: embedded agent on {agent.address}", err=True)
+                config = MeshConfig(service, address=agent.address)
+            code = serve(
+                app,
+                service=service,
+                config=config,
+                wait=wait,
+                register=not no_register,
+                advertise=advertise,
+                tags=tags,
+                meta=dict(meta),
+                ops_host=ops_host,
+                ops_port=ops_port,
+                grace=grace,
+                suggest=dev,
+                **options,
+            )
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    raise SystemExit(ExitCode(code))
+
+
+run = click.Command(
+    "run",
+    params=[*OPTIONS, *uvicorn_params()],
+    callback=_run,
+    short_help="Serve an application on the mesh.",
+    help=f"""Serve APP (module:attribute) as a service of the mesh: mTLS with certificates from the
+    Consul agent, every request decided by the agent's intentions.
+
+    The agent is found as Consul's own tools find it (CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, ...).
+    Options after --dev-intentions are uvicorn's own.
+
+    {EXIT_CODES}""",
+)

@@ -1,0 +1,238 @@
+"""One serving process: its mesh manager, the wrapped application, uvicorn.
+
+The same code serves alone, as one of ``--workers`` and under ``--reload``; what differs is who
+tells it to stop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import copy
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import uvicorn
+from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
+
+from mesh_middleware._types import ASGIApp, Receive, Scope, Send
+from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul.manager import MeshManager
+from mesh_middleware.middleware.asgi import MeshMiddleware
+from mesh_middleware.server.context import ServerContext
+from mesh_middleware.server.exits import ExitCode, LaunchError
+from mesh_middleware.server.goaway import GoAway
+from mesh_middleware.server.heartbeat import BEAT_SECONDS, Board, Phase
+from mesh_middleware.server.options import config_options
+from mesh_middleware.server.protocols import MeshScope
+from mesh_middleware.server.readiness import ready_line, wait_until_ready
+from mesh_middleware.server.suggest import SuggestionHandler
+
+logger = logging.getLogger("mesh_middleware.server")
+
+DRAIN_SECONDS = 30
+"""How long open requests may go on after the listeners closed, unless
+``--timeout-graceful-shutdown`` says otherwise (uvicorn's own default is for ever)."""
+
+_SUPERVISION = frozenset(
+    {"workers", "reload", "reload_dirs", "reload_includes", "reload_excludes", "reload_delay"}
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What a serving process needs; can be pickled when `app` is a string.
+
+    `options`: names and values of `uvicorn.run`. `wait_seconds`: None is for ever. `suggest`: log
+    the intention that would allow what is refused.
+    """
+
+    app: str | ASGIApp
+    config: MeshConfig
+    options: Mapping[str, Any]
+    wait_seconds: float | None = 30.0
+    suggest: bool = False
+
+
+def logging_config() -> dict[str, Any]:
+    """uvicorn's logging, with our lines in the same form beside its own."""
+    config = copy.deepcopy(LOGGING_CONFIG)
+    config["loggers"]["mesh_middleware"] = {
+        "handlers": ["default"],
+        "level": "INFO",
+        "propagate": False,
+    }
+    return config
+
+
+def uvicorn_config(settings: Settings, *, watch: bool = False) -> uvicorn.Config:
+    """uvicorn's settings, still without an application.
+
+    Making them also sets logging up and reads ``--env-file``. `watch`: for the process that
+    watches the files under ``--reload``; the others don't watch.
+    """
+    options = config_options(settings.options)
+    if not watch:
+        options = {name: value for name, value in options.items() if name not in _SUPERVISION}
+    options.setdefault("log_config", logging_config())
+    if options.get("timeout_graceful_shutdown") is None:
+        options["timeout_graceful_shutdown"] = DRAIN_SECONDS
+    factory = ServerContext(settings.config.service)
+    return uvicorn.Config(settings.app, **options, ssl_context_factory=factory)
+
+
+def load_app(settings: Settings) -> ASGIApp:
+    """The application as ASGI 3, imported, built and adapted as uvicorn itself would.
+
+    `LaunchError` (app import) when that fails; the traceback is logged.
+    """
+    wanted = ("interface", "factory")
+    options = {name: settings.options[name] for name in wanted if name in settings.options}
+    config = uvicorn.Config(settings.app, **options, log_config=None, proxy_headers=False)
+    hint = "check the name (module:attribute), --app-dir and the module's own imports"
+    try:
+        config.load()
+    except SystemExit as error:  # uvicorn logged what it could not find
+        raise LaunchError(
+            ExitCode.APP_IMPORT, f"cannot load the application {settings.app!r}: {hint}"
+        ) from error
+    except Exception as error:
+        logger.exception("importing the application failed")
+        raise LaunchError(
+            ExitCode.APP_IMPORT,
+            f"cannot load the application {settings.app!r}: {type(error).__name__}: {error}",
+        ) from error
+    loaded: ASGIApp = config.loaded_app
+    return loaded
+
+
+class MeshServer(uvicorn.Server):
+    """uvicorn's server, whose signals are somebody else's and whose WebSockets end with 1001."""
+
+    def __init__(
+        self, config: uvicorn.Config, goaway: GoAway, beat: Callable[[Phase], None]
+    ) -> None:
+        super().__init__(config)
+        self._goaway = goaway
+        self._beat = beat
+        self._heart: asyncio.Task[None] | None = None
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """Leave the signals alone: uvicorn would raise SIGTERM again after a clean stop."""
+        yield
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """Listen, then let the heart beat."""
+        await super().startup(sockets=sockets)
+        self._beat(Phase.SERVING)
+        self._heart = asyncio.create_task(self._beat_on(), name="mesh-heartbeat")
+
+    async def _beat_on(self) -> None:
+        parent = os.getppid()
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            self._beat(Phase.SERVING)
+            if os.getppid() != parent:
+                logger.error("the parent process is gone; stopping")
+                self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Close the listeners, say goodbye to WebSockets, then drain as uvicorn does."""
+        if self._heart is not None:
+            self._heart.cancel()
+        self._beat(Phase.STOPPING)
+        for server in self.servers:
+            server.close()
+        await self._goaway.close_all()
+        await super().shutdown(sockets=sockets)
+
+
+class Worker:
+    """Runs `settings` in this process, as row `slot` of `board`.
+
+    ``stop()`` and ``force()`` can be called from any thread or signal handler, at any time.
+    """
+
+    def __init__(self, settings: Settings, board: Board, slot: int = 0) -> None:
+        self._settings = settings
+        self._board = board
+        self._slot = slot
+        self._config = uvicorn_config(settings)
+        self._stopping = threading.Event()
+        self._manager = MeshManager(settings.config)
+        self._goaway = GoAway(_no_app)
+        self._server = MeshServer(self._config, self._goaway, self._beat)
+
+    def stop(self) -> None:
+        """Finish what is open and return from `run`."""
+        self._stopping.set()
+        self._server.should_exit = True
+
+    def force(self) -> None:
+        """Return from `run` without waiting for what is open."""
+        self.stop()
+        self._server.force_exit = True
+
+    def run(self, sockets: list[socket.socket]) -> ExitCode:
+        """Serve until stopped. `LaunchError` when it never came to that."""
+        started = time.monotonic()
+        if self._settings.suggest:
+            SuggestionHandler.install()
+        self._goaway.app = MeshMiddleware(load_app(self._settings), mesh=self._manager)
+        self._config.app = MeshScope(self._goaway)
+        self._config.interface, self._config.factory = "asgi3", False
+        with self._manager as manager:
+            state = wait_until_ready(manager, self._settings.wait_seconds, self._stopping)
+            logger.info("%s", ready_line(manager, state, time.monotonic() - started))
+            self._beat(Phase.STARTING)
+            return self._serve(sockets)
+
+    def _beat(self, phase: Phase) -> None:
+        self._board.beat(self._slot, phase, self._manager.state.missing())
+
+    def _serve(self, sockets: list[socket.socket]) -> ExitCode:
+        try:
+            self._server.run(sockets=sockets)
+        except SystemExit as error:
+            if error.code == STARTUP_FAILURE:
+                raise LaunchError(
+                    ExitCode.APP_STARTUP, "the application's startup (lifespan) failed; see above"
+                ) from error
+            raise
+        return ExitCode.OK
+
+
+async def _no_app(_scope: Scope, _receive: Receive, _send: Send) -> None:
+    raise LaunchError(ExitCode.RUNTIME, "the application is not loaded yet")
+
+
+@dataclass(frozen=True, slots=True)
+class ChildProcess:
+    """What a spawned process runs: a `Worker` that its parent stops by SIGTERM."""
+
+    settings: Settings
+    board: Board
+    slot: int = 0
+
+    def __call__(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve, then exit the process."""
+        worker = Worker(self.settings, self.board, self.slot)
+        # Ctrl-C reaches the whole terminal group, but the parent decides when workers stop
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        calls = iter((worker.stop,))
+        signal.signal(signal.SIGTERM, lambda *_: next(calls, worker.force)())
+        try:
+            sys.exit(worker.run(sockets or []))
+        except LaunchError as error:
+            if error.code:
+                logger.error("%s", error)  # noqa: TRY400 - a sentence for a person
+            sys.exit(error.code)

@@ -1,0 +1,1 @@
+"""Call: requests to other services of the mesh."""

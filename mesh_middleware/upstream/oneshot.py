@@ -1,0 +1,191 @@
+"""One request to a service of the mesh, made by hand: what ``mesh-middleware call`` does.
+
+The leaf and the roots come from the agent for this one request. The server must prove a service
+of our trust domain, and the expected one where there is an expectation. The request target goes
+out exactly as written: rules about paths are tried with odd paths.
+"""
+
+from __future__ import annotations
+
+import re
+import ssl
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul.client import ConsulClient
+from mesh_middleware.consul.decode import decode_leaf, decode_roots
+from mesh_middleware.errors import ConfigError, MeshError
+from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID
+from mesh_middleware.tls.certificates import X509SVID, TrustBundle
+from mesh_middleware.tls.contexts import TLSContexts, verified_peer
+from mesh_middleware.tls.handshake import Judge, JudgingContext
+from mesh_middleware.tls.keys import load_svid
+
+_CONSUL_NAME = re.compile(r"([a-z0-9_-]+)\.(?:service|connect|virtual|ingress)(?:\..*)?\.consul")
+
+
+class CallError(MeshError):
+    """The request got no HTTP answer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One request. `headers` as written; `connect_to`: host and port in the place of the URL's.
+
+    `expect`: the service that must answer, by name (of our namespace and datacenter) or SPIFFE ID;
+    None takes it from a Consul DNS name in the URL, else any service of our trust domain will do.
+    """
+
+    url: str
+    method: str = "GET"
+    headers: tuple[tuple[str, str], ...] = ()
+    body: bytes | None = None
+    expect: str | None = None
+    connect_to: tuple[str, int] | None = None
+    timeout_seconds: float = 30.0
+
+    def __post_init__(self) -> None:
+        try:
+            parts = urlsplit(self.url)
+            _ = parts.port
+        except ValueError as error:
+            raise ConfigError(f"{self.url!r} is no URL: {error}") from error
+        if parts.scheme != "https" or not parts.hostname:
+            raise ConfigError(
+                f"{self.url!r}: the mesh speaks https; write https://127.0.0.1:8443/path or "
+                "https://web.service.consul/path"
+            )
+
+    @property
+    def authority(self) -> str:
+        """Host and port as written."""
+        return urlsplit(self.url).netloc.rpartition("@")[2]
+
+    @property
+    def target(self) -> bytes:
+        """Path and query as written, without the fragment."""
+        rest = self.url.split("://", 1)[1]
+        start = min((i for i in (rest.find("/"), rest.find("?")) if i >= 0), default=len(rest))
+        target = rest[start:].partition("#")[0]
+        return (target if target.startswith("/") else "/" + target).encode("utf-8")
+
+    @property
+    def consul_name(self) -> str | None:
+        """The service that a Consul DNS name in the URL means."""
+        found = _CONSUL_NAME.fullmatch((urlsplit(self.url).hostname or "").lower())
+        return found[1] if found else None
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """An HTTP answer. `server`: who proved to have sent it."""
+
+    status: int
+    reason: str
+    http_version: str
+    headers: Sequence[tuple[str, str]]
+    body: bytes
+    server: ServiceIdentity | SpiffeID
+
+
+async def call_once(config: MeshConfig, call: Call) -> Reply:
+    """Make `call` as ``config.service``.
+
+    ConsulError, DecodeError: the agent. `CallError`: no answer, or a server that is somebody else.
+    """
+    client = ConsulClient(config)
+    try:
+        bundle = decode_roots((await client.roots()).json)
+        svid = decode_leaf((await client.leaf(config.service)).json)
+        wanted = call.expect or call.consul_name
+        expected = None if wanted is None else expected_identity(wanted, svid.identity)
+        if call.connect_to is None and call.consul_name is not None:
+            call = replace(call, connect_to=await _instance(client, call.consul_name))
+    finally:
+        await client.aclose()
+    return _send(call, client_context(svid, bundle, expected))
+
+
+def expected_identity(text: str, ours: ServiceIdentity) -> ServiceIdentity:
+    """`text` as an identity: a SPIFFE ID, or the name of a service next to `ours`."""
+    if text.startswith("spiffe://"):
+        return ServiceIdentity.from_string(text)
+    return replace(ours, service=text)
+
+
+def client_context(
+    svid: X509SVID, bundle: TrustBundle, expected: ServiceIdentity | None
+) -> ssl.SSLContext:
+    """A client context for `expected`; None takes any service of our trust domain."""
+    if expected is not None:
+        return TLSContexts(svid, bundle, generation=1).client(expected)
+    context = JudgingContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False  # the judge looks at the URI, no other name is in there
+    context.verify_mode = ssl.CERT_REQUIRED
+    load_svid(context, svid)
+    context.load_verify_locations(cadata=bundle.der())
+    context.mesh_judge = Judge(bundle, 1)
+    return context
+
+
+async def _instance(client: ConsulClient, service: str) -> tuple[str, int]:
+    """Where the catalogue says a healthy instance of `service` is."""
+    rows: list[dict[str, Any]] = (await client.health_connect(service)).json or []
+    for row in rows:
+        port = row["Service"].get("Port")
+        if port:
+            return row["Service"].get("Address") or row["Node"]["Address"], port
+    raise CallError(
+        f"the agent knows no healthy instance of {service!r}; "
+        "is it registered and passing? --connect-to HOST:PORT goes without the catalogue"
+    )
+
+
+def _send(call: Call, context: ssl.SSLContext) -> Reply:
+    parts = urlsplit(call.url)
+    host, port = call.connect_to or (parts.hostname or "", parts.port or 443)
+    url = f"https://[{host}]:{port}/" if ":" in host else f"https://{host}:{port}/"
+    headers = list(call.headers)
+    if not any(name.lower() == "host" for name, _ in headers):
+        headers.insert(0, ("host", call.authority))
+    with (
+        _translated(f"{host}:{port}"),
+        httpx.Client(verify=context, trust_env=False, timeout=call.timeout_seconds) as client,
+        client.stream(
+            call.method, url, headers=headers, content=call.body, extensions={"target": call.target}
+        ) as response,
+    ):
+        peer = verified_peer(response.extensions["network_stream"].get_extra_info("ssl_object"))
+        if peer is None:
+            raise CallError(f"{host}:{port}: the server proved no identity")
+        return Reply(
+            response.status_code,
+            response.reason_phrase,
+            response.http_version,
+            [(k.decode("latin-1"), v.decode("latin-1")) for k, v in response.headers.raw],
+            b"".join(response.iter_raw()),
+            peer.certificate.identity,
+        )
+
+
+@contextmanager
+def _translated(where: str) -> Iterator[None]:
+    """httpx's errors as ours, with the likely cause."""
+    try:
+        yield
+    except httpx.InvalidURL as error:
+        raise CallError(f"{where}: {error}") from error
+    except (httpx.ReadError, httpx.RemoteProtocolError) as error:
+        # in TLS 1.3 a server judges the client after the client's handshake is done
+        raise CallError(
+            f"{where}: the server closed the connection ({error or 'no answer'}); it may not trust "
+            "our certificate, or not speak HTTP"
+        ) from error
+    except httpx.HTTPError as error:
+        raise CallError(f"{where}: {error or type(error).__name__}") from error
