@@ -273,7 +273,7 @@ def test_a_chain_is_verified_once_for_some_seconds(
 ) -> None:
     app = MeshMiddleware(Recorder(), mesh=mesh)
     tls = {"client_cert_chain": (ca.issue("web").cert_pem,)}
-    for ahead, count in ((0, 1), (5, 1), (11, 2), (12, 2), (-50, 3)):
+    for ahead, count in ((0, 1), (5, 1), (11, 2), (12, 2), (0, 3)):
         clock[0] = ahead
         assert call(app, http_scope(extensions={"tls": tls})).reason == "allowed"
         assert verifications.count == count
