@@ -55,12 +55,13 @@ def forwarded_identity(lines: Sequence[bytes]) -> ServiceIdentity | None:
     """The service that the first XFCC element names, or None.
 
     `lines` are the header's values; anything but exactly one is refused, since nobody can tell
-    which of several a gateway wrote. The element's last field must be its only URI.
+    which of several a gateway wrote. The element's last field must be its only URI: a ``;`` is a legal
+    character of a service's name, so what follows one could pass for a part of the name.
     """
     if len(lines) != 1:
         return None
     before, separator, uri = lines[0].partition(b",")[0].rpartition(b";URI=")
-    if not separator or not before or b"URI=" in before:
+    if not separator or not before or b"URI=" in before or b";" in uri:
         return None
     try:
         return ServiceIdentity.from_string(uri.decode("ascii"))
