@@ -153,7 +153,7 @@ def identify(world: World, ask: Ask) -> Caller:
             raise Refuse("a gateway without exactly one statement about its client")
         line = lines[0].decode("latin-1").strip(" \t")
         found = re.fullmatch(r"[^,]+;URI=([^,;\"]+)(?:,.*)?", line)
-        if not found:
+        if not found or line.split(",")[0].count("URI=") > 1:
             raise Refuse("a gateway that does not say who its client is")
         return peered(world, *service_of(found[1]))
     domain, caller = service_of(ask.source)
@@ -195,10 +195,18 @@ def source_fits(row: Mapping[str, Any], caller: Caller) -> bool:
 
 def select(world: World, caller: Caller) -> Mapping[str, Any] | None:
     for wanted in range(9, 0, -1):
-        for row in world.rows:
-            if rank(row) == wanted and source_fits(row, caller):
-                return row
+        fitting = [r for r in world.rows if rank(r) == wanted and source_fits(r, caller)]
+        if fitting:
+            # Rows of one rank never name one source in a real mesh; Consul sorts them by name.
+            return min(fitting, key=tie)
     return None
+
+
+def tie(row: Mapping[str, Any]) -> list[str]:
+    plain = {"SourceNS": "default", "SourcePartition": "default"}
+    plain |= {"DestinationNS": "default", "DestinationPartition": "default"}
+    order = "SourcePeer SourcePartition SourceNS SourceName DestinationPartition DestinationNS"
+    return [row.get(key) or plain.get(key, "") for key in [*order.split(), "DestinationName"]]
 
 
 # -- what the row says ------------------------------------------------------------------------

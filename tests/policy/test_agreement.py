@@ -1,24 +1,52 @@
-"""The engine and the naive evaluator agree about every world that hypothesis can think of."""
+"""The engine and the naive evaluator agree about every world that dice and hypothesis make up."""
 
 from __future__ import annotations
 
 import os
+import time
+from collections import Counter
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from mesh_middleware.policy.decision import Reason
+from tests.policy.dice import Dice
 from tests.policy.naive import Ask, World, allows, allows_connection
 from tests.policy.worlds import asks, compiled, identities, request, worlds
 
 EXAMPLES = int(os.environ.get("MESH_FUZZ_EXAMPLES", "0"))
 
 many = settings(
-    max_examples=EXAMPLES or 600,
+    max_examples=EXAMPLES or 150,
     deadline=None,
     derandomize=not EXAMPLES,
     database=None,
     suppress_health_check=list(HealthCheck),
 )
+
+
+def test_diced_requests_are_decided_as_the_naive_evaluator_decides() -> None:
+    """Both outcomes are met often, or the dice would prove nothing."""
+    reasons: Counter[Reason] = Counter()
+    began = time.monotonic()
+    first = time.time_ns() if EXAMPLES else 0
+    for seed in range(first, first + (EXAMPLES or 1500)):
+        dice = Dice(seed)
+        world = dice.world()
+        policy = compiled(world)
+        for _ in range(12):
+            ask = dice.ask()
+            decision = policy.decide(ask.source, request(ask), ask.claims)
+            assert decision.allowed is allows(world, ask), (seed, decision, world, ask)
+            connection = policy.decide_connection(ask.source)
+            assert connection.allowed is allows_connection(world, ask.source), (seed, world, ask)
+            reasons[decision.reason] += 1
+    total, seconds = reasons.total(), time.monotonic() - began
+    print(f"{total} decisions compared, {total / seconds * 60:,.0f} a minute: {dict(reasons)}")
+    assert len(reasons) >= 17, reasons
+    common = {Reason.PERMISSION_ALLOW, Reason.DEFAULT_ALLOW, Reason.INTENTION_ALLOW}
+    assert sum(reasons[reason] for reason in common) > total / 5
+    assert all(count > total / 2000 for count in reasons.values()), reasons
 
 
 @many
