@@ -32,7 +32,7 @@ BACKDATE_SECONDS = 60
 """How far NotBefore lies in the past, so that a peer whose clock is behind accepts the leaf."""
 
 SHORT_LIFE_SECONDS = 600
-"""Leaf lives below this count from now and are not backdated: else they would be born expired."""
+"""Leaf lives below this count from now, all but a second: else they would be born expired."""
 
 _ROOT_LIFE = timedelta(days=3650)
 _CROSS_SIGNED_LIFE = timedelta(days=7)
@@ -217,7 +217,7 @@ class CertificateAuthority:
     def _validity(self, not_before: When, not_after: When) -> tuple[datetime, datetime]:
         now = time.time()
         short = self.leaf_ttl_seconds < SHORT_LIFE_SECONDS
-        default_start = math.floor(now) - (0 if short else BACKDATE_SECONDS)
+        default_start = math.floor(now) - (1 if short else BACKDATE_SECONDS)
         default_end = math.ceil(now if short else default_start) + math.ceil(self.leaf_ttl_seconds)
         end = _moment(default_end if not_after is None else not_after)
         if not_before is not None:
@@ -230,7 +230,8 @@ class CertificateAuthority:
         key = ec.generate_private_key(ec.SECP256R1())
         # Consul names a root after a random number and the cluster; nobody reads it.
         subject = _name(f"pri-{uuid.uuid4().hex[:8]}.consul.ca.{self.trust_domain[:8]}.consul")
-        now = datetime.now(UTC).replace(microsecond=0)
+        # One second back: OpenSSL reads a coarse clock that may still be in the second before.
+        now = datetime.now(UTC).replace(microsecond=0) - timedelta(seconds=1)
         self._index += 1
         certificate = self._sign_root(key, subject, None, (now, now + _ROOT_LIFE))
         if previous is None:

@@ -103,7 +103,7 @@ def test_short_lives_count_from_now():
     ca = CertificateAuthority(leaf_ttl_seconds=1)
     now = time.time()
     leaf = ca.issue("web")
-    assert leaf.not_before <= now
+    assert leaf.not_before < now
     assert now + 1 <= leaf.not_after < now + 3
 
 
