@@ -88,12 +88,25 @@ def test_colours_only_where_the_output_takes_them() -> None:
 
 
 def test_what_a_document_says_cannot_drive_the_terminal() -> None:
-    made = small({"path": "/\x1b[2J", "source": "\x1b]0;x\x07", "description": "\x1b[0m"})
-    made["requests"][0]["expect"] = "allow"
-    result = run("check", "-", stdin=json.dumps(made | {"description": "\x1b[1m"}))
-    assert "\x1b" not in result.output
+    evil = "\x1b]0;evil\x07"
+    made = small({"path": f"/{evil}", "source": evil, "description": evil, "expect": "allow"})
+    result = run("check", "-", stdin=json.dumps(made | {"description": evil}), color=True)
+    assert result.exit_code == 1
+    assert "\x1b]" not in result.output
     assert "\x07" not in result.output
-    assert r"/\x1b[2J" in result.stdout
+    assert result.stdout.count(r"\x1b]0;evil\x07") == 4
+    bad = small({"headers": {evil: 1}})
+    told = run("check", "--json", "-", stdin=json.dumps(bad), color=True)
+    assert "\x1b]" not in told.stderr
+    assert "evil" in told.stderr
+    peered = row("web", destination="api") | {"SourcePeer": evil}
+    noted = run("check", "-", stdin=json.dumps(small({}, intentions=[peered])), color=True)
+    assert "evil" in noted.stdout
+    assert "\x1b]" not in noted.stdout
+    named = small({"source": evil, "description": evil}, intentions=[row(evil)])
+    words = run("explain", "-", stdin=json.dumps(named), color=True)
+    assert "evil" in words.stdout
+    assert "\x1b]" not in words.output
 
 
 def test_long_targets_are_cut_in_the_table_only() -> None:

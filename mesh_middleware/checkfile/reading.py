@@ -164,9 +164,8 @@ def identity_of(source: str, trust_domain: TrustDomain) -> str:
 
     A text that can be neither is returned as it is; deciding it says that it is no identity.
     """
-    if "spiffe://" in source:
-        return source
     try:
+        # A SPIFFE ID is never a name: it has slashes.
         return str(ServiceIdentity(trust_domain, source))
     except (SpiffeIDError, UnicodeEncodeError):
         return source
