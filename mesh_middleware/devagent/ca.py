@@ -165,7 +165,7 @@ class CertificateAuthority:
             [str(identity)], service=service, not_before=not_before, not_after=not_after
         )
 
-    def issue_raw(  # noqa: PLR0913 - each argument is one way to be wrong
+    def issue_raw(
         self,
         uris: Iterable[str],
         *,
