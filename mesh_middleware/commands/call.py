@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import sys
 from pathlib import Path
 
@@ -55,6 +56,8 @@ def call(
     Exit codes: 0 for any HTTP answer (1 with --fail and a status of 400 or more); 1 no answer, or
     another server; 2 wrong option; 4 agent unreachable; 5 refused by its ACLs.
     """
+    # what the TLS hook logs is in the error, too
+    logging.getLogger("mesh_middleware").addHandler(logging.NullHandler())
     try:
         body = None if data is None else _body(data)
         request = Call(

@@ -23,7 +23,7 @@ from mesh_middleware.consul.decode import decode_leaf, decode_roots
 from mesh_middleware.errors import ConfigError, MeshError
 from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID
 from mesh_middleware.tls.certificates import X509SVID, TrustBundle
-from mesh_middleware.tls.contexts import TLSContexts, verified_peer
+from mesh_middleware.tls.contexts import MeshContext, TLSContexts, verified_peer
 from mesh_middleware.tls.handshake import Judge, JudgingContext
 from mesh_middleware.tls.keys import load_svid
 
@@ -124,7 +124,8 @@ def client_context(
 ) -> ssl.SSLContext:
     """A client context for `expected`; None takes any service of our trust domain."""
     if expected is not None:
-        return TLSContexts(svid, bundle, generation=1).client(expected)
+        contexts = TLSContexts(svid, bundle, generation=1)
+        return MeshContext.for_client(lambda: contexts, expected)
     context = JudgingContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname = False  # the judge looks at the URI, no other name is in there
     context.verify_mode = ssl.CERT_REQUIRED
@@ -161,7 +162,8 @@ def _send(call: Call, context: ssl.SSLContext) -> Reply:
             call.method, url, headers=headers, content=call.body, extensions={"target": call.target}
         ) as response,
     ):
-        peer = verified_peer(response.extensions["network_stream"].get_extra_info("ssl_object"))
+        # httpcore's "ssl_object" would be the one beneath Python's socket, which knows no peer
+        peer = verified_peer(response.extensions["network_stream"].get_extra_info("socket"))
         if peer is None:
             raise CallError(f"{host}:{port}: the server proved no identity")
         return Reply(
