@@ -186,6 +186,8 @@ def test_a_small_document_is_decided() -> None:
         (request(headers=[["a", "b"], ["x", 1]]), r"headers\[1\]: must be text, not a number"),
         (request(headers={"x": 1}), "headers.x: must be text, not a number; put it in quotes"),
         (request(headers={"x": [True]}), "headers.x: must be text, not true"),
+        (request(token=1), "token: must be text"),
+        (request(token="a.b.c", claims={}), "token: say either `claims` or `token`"),
         (request(claims=[]), "claims: must be an object"),
         (request(claims={"okta": "token"}), "claims.okta: must be an object, not 'token'"),
     ],
@@ -428,6 +430,14 @@ def test_claims_meet_the_providers_of_the_document() -> None:
     ]
     unknown = document(intentions=[row], requests=asked[1:2])
     assert decisions(unknown) == [(False, "jwt_provider_unknown")]
+
+
+def test_a_token_that_nobody_can_prove_is_invalid() -> None:
+    row = {**WEB_TO_API, "JWT": {"Providers": [{"Name": "okta"}]}}
+    made = request(token="a.b.c") | {"intentions": [row]}
+    assert decisions(made) == [(False, "jwt_provider_unknown")]
+    provider = {"Name": "okta", "Issuer": "me"}
+    assert decisions(made | {"jwt_providers": [provider]}) == [(False, "jwt_invalid")]
 
 
 def test_the_mesh_entry_sets_the_normalisation() -> None:

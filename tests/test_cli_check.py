@@ -120,6 +120,30 @@ def test_problems_of_the_rules_are_noted() -> None:
     assert "  note: web (peer east) => api" in result.stdout
 
 
+def test_lint_names_what_surprises_without_failing() -> None:
+    permission = {"Action": "allow", "HTTP": {"PathPrefix": "/admin"}}
+    l7 = {"SourceName": "web", "DestinationName": "api", "Permissions": [permission]}
+    text = "\n".join(json.dumps(small({}, intentions=[each])) for each in (row("web"), l7))
+    plain = run("check", "-", stdin=text)
+    assert "prefix-without-slash" not in plain.output
+    linted = run("check", "--lint", "-", stdin=text)
+    assert linted.exit_code == 0
+    assert "  warning: prefix-without-slash: web => api (precedence 9), " in linted.stdout
+    as_json = run("check", "--lint", "--json", "-", stdin=text)
+    assert as_json.exit_code == 0
+    assert len(as_json.stdout.splitlines()) == 2
+    assert as_json.stderr.startswith(
+        "standard input: document 1: warning: prefix-without-slash: web => api"
+    )
+
+
+def test_a_document_without_requests_is_shown_too() -> None:
+    result = run("check", "-", stdin=json.dumps(small()))
+    assert result.exit_code == 0
+    assert result.stdout.splitlines()[0].startswith("standard input, document 0: calls to api")
+    assert result.stdout.splitlines()[-1] == "0 requests: 0 allowed, 0 refused"
+
+
 # --- check for pipelines --------------------------------------------------------------------
 
 

@@ -12,6 +12,7 @@ from mesh_middleware.checkfile.reading import (
 from mesh_middleware.checkfile.values import (
     CheckDocument,
     CheckRequest,
+    Common,
     Destination,
     Encoding,
     Mode,
@@ -27,6 +28,7 @@ __all__ = [
     "STDIN",
     "CheckDocument",
     "CheckRequest",
+    "Common",
     "Destination",
     "Encoding",
     "Mode",

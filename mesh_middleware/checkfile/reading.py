@@ -17,15 +17,17 @@ from mesh_middleware._fields import Place, kind_of
 from mesh_middleware.checkfile.values import (
     CheckDocument,
     CheckRequest,
+    Common,
     Destination,
     Encoding,
     Mode,
 )
 from mesh_middleware.consul import decode
 from mesh_middleware.errors import DecodeError, SpiffeIDError
-from mesh_middleware.policy.engine import Policy, compile_policy
+from mesh_middleware.policy.decision import Reason
+from mesh_middleware.policy.engine import JWTProvider, compile_policy
 from mesh_middleware.policy.intentions import WILDCARD, Action, Intention
-from mesh_middleware.policy.request import DEFAULT_NORMALIZATION, HTTPRequest
+from mesh_middleware.policy.request import DEFAULT_NORMALIZATION, HTTPRequest, Normalization
 from mesh_middleware.policy.spiffe import DEFAULT, ServiceIdentity, TrustDomain
 
 DEFAULT_TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
@@ -54,6 +56,7 @@ REQUEST_KEYS = (
     "mode",
     "expect",
     "claims",
+    "token",
     "encoding",
     "description",
 )
@@ -104,45 +107,42 @@ def read_document(
     trust_domain = _trust_domain(at, fields)
     intentions = _intentions(at, fields)
     destination = _destination(at, fields, intentions)
-    encoding = at.choice(fields, "encoding", Encoding) or Encoding.UTF_8
     if requests_needed and "requests" not in fields:
         raise at.error("is missing; write a list of requests", "requests")
-    policy = _policy(
-        at,
-        fields,
-        intentions,
-        default=default,
+    common = Common(
+        trust_domain,
+        tuple(
+            at.decoded(key, decode.decode_jwt_provider, _entry(at, key, entry, "jwt-provider"))
+            for key, entry in at.items(fields, "jwt_providers")
+        ),
+        at.choice(fields, "encoding", Encoding) or Encoding.UTF_8,
+    )
+    policy = compile_policy(
+        [row for row in intentions if Destination.of(row).covers(destination)],
+        default_action=default,
         trust_domain=trust_domain,
-        destination=destination,
+        service=destination.name,
+        normalization=_normalization(at, fields),
+        jwt_providers=common.providers,
+        peers=[
+            at.decoded(key, decode.decode_peer, entry) for key, entry in at.items(fields, "peers")
+        ],
     )
     requests = tuple(
-        read_request(
-            entry,
-            number=index,
-            at=at.within(f"request {index}"),
-            trust_domain=trust_domain,
-            encoding=encoding,
-        )
+        read_request(entry, number=index, at=at.within(f"request {index}"), common=common)
         for index, (_, entry) in enumerate(at.items(fields, "requests"))
     )
     return CheckDocument(
-        file, number, destination, policy, requests, encoding, at.text(fields, "description")
+        file, number, destination, policy, requests, common, at.text(fields, "description")
     )
 
 
-def read_request(
-    value: Any,
-    *,
-    number: int,
-    at: Place,
-    trust_domain: TrustDomain,
-    encoding: Encoding = Encoding.UTF_8,
-) -> CheckRequest:
+def read_request(value: Any, *, number: int = 0, at: Place, common: Common) -> CheckRequest:
     """The request that `value`, plain JSON, describes. DecodeError says where it does not."""
     fields = at.object(value, REQUEST_KEYS)
     source = at.text(fields, "source", required=True)
     mode = at.choice(fields, "mode", Mode) or Mode.HTTP
-    encoding = at.choice(fields, "encoding", Encoding) or encoding
+    encoding = at.choice(fields, "encoding", Encoding) or common.encoding
     http_only = mode is Mode.HTTP
     method = at.text(fields, "method", required=http_only)
     _encode(at, "method", method, encoding)
@@ -151,9 +151,9 @@ def read_request(
     return CheckRequest(
         number,
         source,
-        identity_of(source, trust_domain),
+        identity_of(source, common.trust_domain),
         HTTPRequest(method, target, headers) if http_only else None,
-        _claims(at, fields),
+        _claims(at, fields, common.providers),
         at.choice(fields, "expect", Action),
         at.text(fields, "description"),
     )
@@ -190,34 +190,11 @@ def _intentions(at: Place, fields: Mapping[str, Any]) -> list[Intention]:
     return intentions
 
 
-def _policy(
-    at: Place,
-    fields: Mapping[str, Any],
-    intentions: Iterable[Intention],
-    *,
-    default: Action,
-    trust_domain: TrustDomain,
-    destination: Destination,
-) -> Policy:
+def _normalization(at: Place, fields: Mapping[str, Any]) -> Normalization:
     mesh = fields.get("mesh")
-    normalization = DEFAULT_NORMALIZATION
-    if mesh is not None:
-        entry = _entry(at, "mesh", mesh, "mesh")
-        normalization = at.decoded("mesh", decode.decode_normalization, entry)
-    providers = [
-        at.decoded(key, decode.decode_jwt_provider, _entry(at, key, entry, "jwt-provider"))
-        for key, entry in at.items(fields, "jwt_providers")
-    ]
-    peers = [at.decoded(key, decode.decode_peer, entry) for key, entry in at.items(fields, "peers")]
-    return compile_policy(
-        [row for row in intentions if Destination.of(row).covers(destination)],
-        default_action=default,
-        trust_domain=trust_domain,
-        service=destination.name,
-        normalization=normalization,
-        jwt_providers=providers,
-        peers=peers,
-    )
+    if mesh is None:
+        return DEFAULT_NORMALIZATION
+    return at.decoded("mesh", decode.decode_normalization, _entry(at, "mesh", mesh, "mesh"))
 
 
 def _entry(at: Place, key: str, value: Any, kind: str) -> Mapping[str, Any]:
@@ -290,7 +267,15 @@ def _encode(at: Place, key: str, value: Any, encoding: Encoding) -> bytes:
         ) from None
 
 
-def _claims(at: Place, fields: Mapping[str, Any]) -> Mapping[str, Mapping[str, Any]]:
+def _claims(
+    at: Place, fields: Mapping[str, Any], providers: Iterable[JWTProvider]
+) -> Mapping[str, Mapping[str, Any] | Reason]:
+    if "token" in fields:
+        if "claims" in fields:
+            raise at.error("say either `claims` or `token`, not both", "token")
+        at.text(fields, "token")
+        # No key of a provider is known here, and a token that nobody can prove proves nothing.
+        return {provider.name: Reason.JWT_INVALID for provider in providers}
     value = fields.get("claims")
     if value is None:
         return {}

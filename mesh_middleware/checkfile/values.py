@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from mesh_middleware.policy.decision import Decision
-from mesh_middleware.policy.engine import Policy
+from mesh_middleware.policy.decision import Decision, Reason
+from mesh_middleware.policy.engine import JWTProvider, Policy
 from mesh_middleware.policy.intentions import WILDCARD, Action, Intention
 from mesh_middleware.policy.request import HTTPRequest
-from mesh_middleware.policy.spiffe import DEFAULT
+from mesh_middleware.policy.spiffe import DEFAULT, TrustDomain
 
 
 class Mode(StrEnum):
@@ -29,18 +29,28 @@ class Encoding(StrEnum):
 
 
 @dataclass(frozen=True, slots=True)
+class Common:
+    """What all requests of a document share."""
+
+    trust_domain: TrustDomain
+    providers: tuple[JWTProvider, ...] = ()
+    encoding: Encoding = Encoding.UTF_8
+
+
+@dataclass(frozen=True, slots=True)
 class CheckRequest:
     """One entry of ``requests``.
 
     `number` counts from 0. `source` is what the document says, `identity` the SPIFFE ID text that
-    it stands for. `http` is None in mode ``tcp``. `claims`: provider name to payload.
+    it stands for. `http` is None in mode ``tcp``. `claims`: provider name to payload,
+    or to why a token gives none.
     """
 
     number: int
     source: str
     identity: str
     http: HTTPRequest | None
-    claims: Mapping[str, Mapping[str, Any]]
+    claims: Mapping[str, Mapping[str, Any] | Reason]
     expect: Action | None = None
     description: str = ""
 
@@ -61,7 +71,7 @@ class CheckDocument:
     destination: Destination
     policy: Policy
     requests: tuple[CheckRequest, ...]
-    encoding: Encoding = Encoding.UTF_8
+    common: Common
     description: str = ""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any, Protocol, TypeVar
 
@@ -14,6 +14,7 @@ from mesh_middleware import checkfile
 from mesh_middleware._fields import Place
 from mesh_middleware.checkfile import CheckDocument, CheckRequest, Result
 from mesh_middleware.errors import DecodeError
+from mesh_middleware.policy.lint import Finding, lint
 
 EXIT_EXPECTATION = 1
 EXIT_INPUT = 2
@@ -33,21 +34,28 @@ class BadInput(click.ClickException):
 @click.command()
 @click.argument("files", nargs=-1, required=True, metavar="FILE...")
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object a line.")
-def check(files: tuple[str, ...], as_json: bool) -> None:
+@click.option("--lint", "with_lint", is_flag=True, help="Name rules that surprise people, too.")
+def check(files: tuple[str, ...], as_json: bool, with_lint: bool) -> None:
     """Decide requests against intentions, without a mesh.
 
     FILE holds documents (YAML, JSON, or JSON Lines; - is standard input) with intentions, a
     default action and requests. Exit status: 0; 1 when a request's `expect` fails; 2 when the
-    input is bad, and then nothing is decided.
+    input is bad, and then nothing is decided. What --lint finds does not change it.
     """
-    results = checkfile.decide_all(_read(files))
+    documents = _read(files)
+    results = checkfile.decide_all(documents)
     failed = [result for result in results if result.failed]
     if as_json:
         click.echo("".join(json.dumps(each.to_json()) + "\n" for each in results), nl=False)
         for result in failed:
             click.echo(_failure(result), err=True)
+        if with_lint:
+            for document in documents:
+                where = f"{document.file}: document {document.number}"
+                for finding in _findings(document):
+                    click.echo(_printable(f"{where}: {finding}"), err=True)
     else:
-        click.echo("\n".join(_report(results)))
+        click.echo("\n".join(_report(documents, results, with_lint=with_lint)))
     raise SystemExit(EXIT_EXPECTATION if failed else 0)
 
 
@@ -89,16 +97,27 @@ _COLUMNS = (
 )
 
 
-def _report(results: Sequence[Result]) -> Iterable[str]:
-    for _, group in groupby(results, key=lambda result: result.document.number):
-        same_document = list(group)
-        document = same_document[0].document
+def _report(
+    documents: Iterable[CheckDocument], results: Sequence[Result], *, with_lint: bool
+) -> Iterator[str]:
+    of_document = {
+        number: list(group)
+        for number, group in groupby(results, key=lambda result: result.document.number)
+    }
+    for document in documents:
         yield click.style(_title(document), bold=True)
-        yield from _table(same_document)
+        yield from _table(of_document.get(document.number, []))
         for problem in document.policy.problems:
             yield f"  note: {_printable(problem)}"
+        if with_lint:
+            yield from (f"  {_printable(str(finding))}" for finding in _findings(document))
         yield ""
     yield _summary(results)
+
+
+def _findings(document: CheckDocument) -> Iterable[Finding]:
+    policy = document.policy
+    return lint(policy.intentions, default_action=policy.default_action)
 
 
 def _title(document: CheckDocument) -> str:
@@ -111,7 +130,9 @@ def _title(document: CheckDocument) -> str:
     )
 
 
-def _table(results: Sequence[Result]) -> Iterable[str]:
+def _table(results: Sequence[Result]) -> Iterator[str]:
+    if not results:
+        return
     rows = [_cells(result) for result in results]
     used = [index for index in range(len(_COLUMNS)) if any(row[index] for row in rows)]
     widths = [max(len(row[index]) for row in (_COLUMNS, *rows)) for index in used]
@@ -253,13 +274,7 @@ def _described(document: CheckDocument, options: Mapping[str, Any]) -> CheckRequ
     if "claims" in fields:
         fields["claims"] = _claims(fields["claims"])
     try:
-        return checkfile.read_request(
-            fields,
-            number=0,
-            at=Place("options"),
-            trust_domain=document.policy.trust_domain,
-            encoding=document.encoding,
-        )
+        return checkfile.read_request(fields, at=Place("options"), common=document.common)
     except DecodeError as error:
         raise BadInput(_printable(str(error))) from None
 
