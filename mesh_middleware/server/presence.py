@@ -80,6 +80,7 @@ class Presence:
         self._told: bool | None = None
         self._registered = False
         self._withdrawn = False
+        self._leaving = False
         self._ready = threading.Event()
         self._loop = asyncio.new_event_loop()
         self._keeper: asyncio.Task[None] | None = None
@@ -130,8 +131,11 @@ class Presence:
     async def _keep(self) -> None:
         while max(self._board.phases()) < Phase.STARTING:  # noqa: ASYNC110 - shared memory
             await asyncio.sleep(LOOK_SECONDS / 2)
-        if await self._register():
-            await self._registrar.keep(self._why_not)
+        try:
+            if await self._register():
+                await self._registrar.keep(self._why_not)
+        except Exception:  # the thread's edge: the TTL runs out, and somebody has to know why
+            logger.exception("the registration of %s is kept no longer", self._registration.id)
 
     async def _register(self) -> bool:
         """Until it is done; False when the agent says that it will not be."""
@@ -157,19 +161,23 @@ class Presence:
         """For the registrar: None when the service can serve now."""
         health = self._board.health()
         if health.ready is not self._told:
+            if health.ready:
+                logger.info("health check passing")
+            elif self._told:
+                logger.warning("health check critical: %s", health.why)
             self._told = health.ready
-            condition = "passing" if health.ready else f"critical ({health.why})"
-            logger.info("health check %s", condition)
         return None if health.ready else health.why
 
     async def _pause(self, seconds: float) -> None:
-        """Sleep, but not longer than the agent knows the truth."""
+        """Sleep, but not longer than the agent knows the truth; end the keeping when told to."""
         deadline = self._loop.time() + seconds
         while self._loop.time() < deadline and self._unchanged():  # noqa: ASYNC110 - shared memory
             await asyncio.sleep(LOOK_SECONDS)
+        if self._leaving:
+            raise asyncio.CancelledError
 
     def _unchanged(self) -> bool:
-        return self._board.health().ready is self._told
+        return not self._leaving and self._board.health().ready is self._told
 
     async def _withdraw(self) -> bool:
         if self._withdrawn or not self._registered:
@@ -190,7 +198,12 @@ class Presence:
             await self._client.aclose()
 
     async def _stop_keeping(self) -> None:
-        if self._keeper is not None:
-            self._keeper.cancel()
+        """End the keeper between two updates, or soon: an agent may take long to answer."""
+        self._leaving = True
+        keeper, self._keeper = self._keeper, None
+        if keeper is not None and self._registered:
+            await asyncio.wait((keeper,), timeout=WITHDRAW_SECONDS / 2)
+        if keeper is not None:
+            keeper.cancel()
             with contextlib.suppress(asyncio.CancelledError):
-                await self._keeper
+                await keeper
