@@ -242,7 +242,7 @@ def resolve_path(path: bytes) -> bytes:
     """`path` with ``\\`` as ``/``, slashes merged, then dot segments removed."""
     merged = _SLASHES.sub(b"/", path.replace(b"\\", b"/"))
     kept: list[bytes] = []
-    segments = merged.split(b"/")[1:]
+    segments = merged.removeprefix(b"/").split(b"/")
     last = len(segments) - 1
     for position, segment in enumerate(segments):
         if segment not in {b".", b".."}:

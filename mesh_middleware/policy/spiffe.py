@@ -144,6 +144,10 @@ class ServiceIdentity:
             value = getattr(self, name)
             if not value or "/" in value or "\x00" in value or value in {".", ".."}:
                 raise SpiffeIDError(f"{name} {value[:80]!r} cannot be part of a SPIFFE ID")
+            try:
+                value.encode("utf-8")
+            except UnicodeEncodeError:
+                raise SpiffeIDError(f"{name} {value[:80]!r} is not text") from None
         object.__setattr__(self, "key", ("", self.partition.lower(), self.namespace, self.service))
 
     @classmethod
