@@ -12,7 +12,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
-from itertools import count
 from pathlib import PurePath
 from typing import Any, ClassVar
 
@@ -129,7 +128,9 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_consta
 def _yaml_documents(text: str) -> Iterator[Any]:
     too_deep = _too_deep(text)
     documents = yaml.load_all(text, Loader=_Loader)
-    for index in count():
+    index = -1
+    while True:
+        index += 1
         if too_deep is not None and index == too_deep[0]:
             raise DecodeError("nested too deeply", field=too_deep[1])
         try:
