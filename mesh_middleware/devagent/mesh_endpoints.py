@@ -49,6 +49,7 @@ async def server_roots(request: Request) -> Response:
 
 def _roots(store: Store) -> tuple[int, Any]:
     with store.lock:
+        store.notice_roots()
         return store.changed("roots"), store.ca.roots_document()
 
 

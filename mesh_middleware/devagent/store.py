@@ -104,7 +104,7 @@ class Store:
         now = self.clock()
         with self.lock:
             self.catalog.tick(now)
-            self._notice_roots()
+            self.notice_roots()
             if self.leaves.any_due(now):
                 self.wake()
 
@@ -114,15 +114,16 @@ class Store:
         """Make a new active root, cross-signed by the old one; leaves follow at once."""
         with self.lock:
             self.ca.rotate()
-            self._notice_roots()
+            self.notice_roots()
 
     def remove_inactive_roots(self) -> None:
         """List only the active root from now on."""
         with self.lock:
             self.ca.remove_inactive_roots()
-            self._notice_roots()
+            self.notice_roots()
 
-    def _notice_roots(self) -> None:
+    def notice_roots(self) -> None:
+        """Count a write if the CA's roots are others than last time, whoever changed them."""
         seen = _roots_of(self.ca)
         if seen != self._roots_seen:
             self._roots_seen = seen

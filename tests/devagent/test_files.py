@@ -1,0 +1,152 @@
+"""Intentions from a file that changes while the agent runs."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+import pytest
+
+from mesh_middleware.devagent import DevAgent
+from mesh_middleware.errors import ConfigError
+from tests.support import wait_for
+
+ROW = {"SourceName": "web", "DestinationName": "api", "Action": "allow"}
+ENTRY = {
+    "Kind": "service-intentions",
+    "Name": "api",
+    "Sources": [{"Name": "web", "Action": "allow"}],
+}
+YAML_ROW = "SourceName: web\nDestinationName: api\nAction: allow\n"
+YAML_ENTRY = "kind: service-intentions\nname: api\nsources: [{name: web, action: allow}]\n"
+
+
+def sources(agent: DevAgent, service: str = "api") -> list[str]:
+    return [row["SourceName"] for row in agent.intentions(service)]
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("a.json", json.dumps(ROW)),
+        ("a.json", json.dumps([ROW])),
+        ("a.json", json.dumps(ENTRY)),
+        ("a.json", json.dumps({"intentions": [ROW]})),
+        ("a.json", json.dumps({"Intentions": [ENTRY]})),
+        ("a.yaml", YAML_ROW),
+        ("a.yml", YAML_ENTRY),
+        ("a.yaml", "intentions:\n- {SourceName: web, DestinationName: api, Action: allow}\n"),
+        ("a.yaml", f"---\n{YAML_ENTRY}---\nSourceName: x\nDestinationName: y\nAction: deny\n"),
+    ],
+)
+def test_every_form_of_file_is_read(tmp_path, name, text):
+    path = tmp_path / name
+    path.write_text(text)
+    assert sources(DevAgent(intentions=path)) == ["web"]
+    assert sources(DevAgent(intentions=str(path))) == ["web"]
+
+
+def test_an_empty_file_means_no_intentions(tmp_path):
+    path = tmp_path / "a.yaml"
+    path.write_text("")
+    assert sources(DevAgent(intentions=path)) == []
+
+
+@pytest.mark.parametrize(
+    ("text", "cause"),
+    [
+        (json.dumps([ROW, {**ROW, "Action": "maybe"}]), "intention 1: Action must be set to"),
+        ("[", "line"),
+        ("3", "cannot unmarshal"),
+        (json.dumps([{**ENTRY, "Colour": 1}]), 'invalid config key "Colour"'),
+        (
+            json.dumps({**ROW, "Action": "", "Permissions": [{"Action": "allow", "HTTP": {}}]}),
+            "intention 0: Permissions[0].HTTP is required",
+        ),
+    ],
+)
+def test_a_bad_file_at_the_start_is_a_config_error(tmp_path, text, cause):
+    path = tmp_path / "a.json"
+    path.write_text(text)
+    with pytest.raises(ConfigError) as error:
+        DevAgent(intentions=path)
+    assert str(path) in str(error.value)
+    assert cause in str(error.value)
+
+
+def test_a_missing_file_at_the_start_is_a_config_error(tmp_path):
+    with pytest.raises(ConfigError, match="No such file"):
+        DevAgent(intentions=tmp_path / "none.yaml")
+
+
+def replace(path: Path, text: str) -> None:
+    """As an editor writes: a new file under the old name."""
+    new = path.with_suffix(".new")
+    new.write_text(text)
+    new.replace(path)
+
+
+def test_a_change_of_the_file_is_a_change_of_the_intentions(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([ROW, {**ROW, "DestinationName": "gone"}]))
+    with DevAgent(intentions=path) as agent:
+        agent.put_intentions({**ROW, "DestinationName": "other"})
+        index = agent._store.index
+        replace(path, json.dumps([{**ROW, "SourceName": "cron"}]))
+        wait_for(lambda: sources(agent) == ["cron"])
+        assert sources(agent, "gone") == []
+        assert sources(agent, "other") == ["web"], "what others wrote stays"
+        assert agent._store.index > index
+        path.write_text(json.dumps([{**ROW, "SourceName": "batch"}]))
+        wait_for(lambda: sources(agent) == ["batch"])
+
+
+def test_a_broken_file_keeps_the_last_good_content_and_says_so_once(tmp_path, caplog):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([ROW]))
+    with (
+        caplog.at_level(logging.INFO, "mesh_middleware.devagent"),
+        DevAgent(intentions=path) as agent,
+    ):
+        replace(path, json.dumps([ROW, {**ROW, "Action": "x"}]))
+        (record,) = wait_for(lambda: list(caplog.records))
+        said = record.getMessage()
+        assert record.levelno == logging.ERROR
+        assert str(path) in said
+        assert "intention 1: Action must be set to 'allow' or 'deny'" in said
+        assert "stay in force" in said
+        assert sources(agent) == ["web"]
+        replace(path, json.dumps([ROW, {**ROW, "Action": "x"}, ROW]))
+        seen = agent._file._seen
+        wait_for(lambda: agent._file._seen != seen or agent._file._stamp() == agent._file._seen)
+        assert len(caplog.records) == 1, "the same trouble is said once"
+        path.unlink()
+        wait_for(lambda: len(caplog.records) == 2)
+        assert "No such file" in caplog.records[1].getMessage()
+        assert sources(agent) == ["web"]
+        path.write_text(json.dumps([{**ROW, "SourceName": "cron"}]))
+        wait_for(lambda: sources(agent) == ["cron"])
+        wait_for(lambda: len(caplog.records) == 3)
+        assert "1 entries in force" in caplog.records[2].getMessage()
+
+
+def test_a_file_that_clashes_with_what_others_wrote_changes_nothing(tmp_path, caplog):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([ROW]))
+    l7 = {**ROW, "Action": "", "Permissions": [{"Action": "allow", "HTTP": {"PathPrefix": "/"}}]}
+    with DevAgent(intentions=path) as agent:
+        agent.put_intentions({"Kind": "service-defaults", "Name": "api", "Protocol": "tcp"})
+        replace(path, json.dumps([l7]))
+        wait_for(lambda: "incompatible with L7" in caplog.text)
+        assert agent.intentions("api")[0]["Action"] == "allow"
+
+
+def test_a_restart_without_state_reads_the_file_again(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([ROW]))
+    with DevAgent(intentions=path) as agent:
+        agent.restart(lose_state=True)
+        assert sources(agent) == ["web"]
+        replace(path, "[]")
+        wait_for(lambda: sources(agent) == [])
