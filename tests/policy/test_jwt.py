@@ -1,0 +1,65 @@
+"""When a JWT requirement is met, and what is said when it is not."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from mesh_middleware.policy.decision import Reason
+from mesh_middleware.policy.intentions import ClaimMatch, JWTProviderRequirement, JWTRequirement
+from mesh_middleware.policy.jwt import NO_CLAIMS, unmet
+
+ISSUERS = {"okta": "https://okta", "auth0": "https://auth0", "void": ""}
+ADMIN = ClaimMatch(("role",), "admin")
+
+
+def asks(*names: str, claims: tuple[ClaimMatch, ...] = ()) -> JWTRequirement:
+    return JWTRequirement(tuple(JWTProviderRequirement(name, claims) for name in names))
+
+
+def okta(**payload: Any) -> dict[str, Any]:
+    return {"okta": {"iss": "https://okta", **payload}}
+
+
+# name, requirement, claims, answer
+ROWS: list[tuple[str, JWTRequirement | None, dict[str, Any], Reason | None]] = [
+    ("nothing is asked", None, {}, None),
+    ("met", asks("okta"), okta(), None),
+    ("no token", asks("okta"), {}, Reason.JWT_MISSING),
+    ("another provider's token", asks("auth0"), okta(), Reason.JWT_MISSING),
+    ("an invalid token", asks("okta"), {"okta": Reason.JWT_INVALID}, Reason.JWT_INVALID),
+    ("a payload that is no object", asks("okta"), {"okta": ["iss"]}, Reason.JWT_INVALID),
+    ("another issuer", asks("okta"), okta(iss="https://evil"), Reason.JWT_INVALID),
+    ("no issuer", asks("okta"), {"okta": {}}, Reason.JWT_INVALID),
+    ("a provider without issuer", asks("void"), {"void": {"iss": ""}}, Reason.JWT_INVALID),
+    ("claims met", asks("okta", claims=(ADMIN,)), okta(role="admin"), None),
+    ("a claim not met", asks("okta", claims=(ADMIN,)), okta(role="x"), Reason.JWT_CLAIMS),
+    (
+        "claims are ANDed",
+        asks("okta", claims=(ADMIN, ClaimMatch(("sub",), "me"))),
+        okta(role="admin"),
+        Reason.JWT_CLAIMS,
+    ),
+    ("providers are ORed", asks("auth0", "okta"), okta(), None),
+    ("the failure that came furthest", asks("auth0", "okta"), okta(iss="x"), Reason.JWT_INVALID),
+    ("also in the other order", asks("okta", "auth0"), okta(iss="x"), Reason.JWT_INVALID),
+    ("an unknown provider", asks("nobody"), {"nobody": {"iss": ""}}, Reason.JWT_PROVIDER_UNKNOWN),
+    ("beside a met one", asks("okta", "nobody"), okta(), Reason.JWT_PROVIDER_UNKNOWN),
+    ("no provider", JWTRequirement(()), okta(), Reason.UNEVALUABLE),
+    ("an unknown part", JWTRequirement(asks("okta").providers, ("N",)), okta(), Reason.UNEVALUABLE),
+]
+
+
+@pytest.mark.parametrize(
+    ("requirement", "claims", "answer"), [r[1:] for r in ROWS], ids=[r[0] for r in ROWS]
+)
+def test_requirements(
+    requirement: JWTRequirement | None, claims: dict[str, Any], answer: Reason | None
+) -> None:
+    assert unmet(requirement, claims, ISSUERS) is answer
+
+
+def test_no_claims_cannot_be_added_to() -> None:
+    with pytest.raises(TypeError):
+        NO_CLAIMS["okta"] = {}  # type: ignore[index]
