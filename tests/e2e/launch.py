@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import Any, Self
 
 import httpx
+from cryptography.hazmat.primitives import serialization
+from cryptography.hazmat.primitives.asymmetric import ec
 from websockets.sync.client import ClientConnection
 from websockets.sync.client import connect as websocket_connect
 
@@ -202,3 +204,17 @@ def health(agent: str, service: str, *, passing: bool = False) -> list[dict[str,
 
 def worker_pids(log: str) -> set[int]:
     return {int(pid) for pid in re.findall(r"Started server process \[(\d+)\]", log)}
+
+
+def rotate(agent: str) -> None:
+    """Give the agent's CA another private key, as an operator would."""
+    key = ec.generate_private_key(ec.SECP256R1()).private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.TraditionalOpenSSL,
+        serialization.NoEncryption(),
+    )
+    with httpx.Client(base_url=f"{agent}/v1/connect/ca", trust_env=False, timeout=10) as client:
+        config = client.get("/configuration").json()["Config"]
+        config |= {"PrivateKey": key.decode(), "RootCert": ""}
+        answer = client.put("/configuration", json={"Provider": "consul", "Config": config})
+    assert answer.status_code == 200, answer.text
