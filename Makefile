@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	@touch $@
 
 demo: $(STAMP)  ## two services, real mTLS, a live change and a rotation, with no Consul
-	@$(BIN)/python -m examples.demo
+	@$(BIN)/python examples/fastapi_app/demo.py
 
 test: lint types tests  ## everything: lint, types, all test suites (about 6 minutes)
 

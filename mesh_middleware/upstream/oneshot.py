@@ -84,7 +84,7 @@ class Call:
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """An HTTP answer. `server`: who proved to have sent it."""
+    """An HTTP answer. `server`: who proved to have sent it; `certificate`: with what (DER)."""
 
     status: int
     reason: str
@@ -92,6 +92,7 @@ class Reply:
     headers: Sequence[tuple[str, str]]
     body: bytes
     server: ServiceIdentity | SpiffeID
+    certificate: bytes
 
 
 async def call_once(config: MeshConfig, call: Call) -> Reply:
@@ -173,6 +174,7 @@ def _send(call: Call, context: ssl.SSLContext) -> Reply:
             [(k.decode("latin-1"), v.decode("latin-1")) for k, v in response.headers.raw],
             b"".join(response.iter_raw()),
             peer.certificate.identity,
+            peer.certificate.der,
         )
 
 
