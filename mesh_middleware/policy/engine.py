@@ -379,7 +379,7 @@ def compile_policy(
     known_peers = set(callers.peers.values())
     rows = [
         row
-        for row in in_precedence_order(list(intentions))
+        for row in dict.fromkeys(in_precedence_order(list(intentions)))
         if _applies(row, service, known_peers, problems)
     ]
     digest = hashlib.sha256(
@@ -396,10 +396,10 @@ def compile_policy(
     for row in rows:
         digest.update(known[row].digest if row in known else row_digest(row))
     revision = digest.hexdigest()[:12]
-    rules: dict[Intention, Rule] = {}
-    for order, row in enumerate(rows):
-        if row not in rules:
-            rules[row] = compile_rule(row, order, revision, normalization, known.get(row))
+    rules = {
+        row: compile_rule(row, order, revision, normalization, known.get(row))
+        for order, row in enumerate(rows)
+    }
     for rule in rules.values():
         problems += rule.problems
     return Policy(

@@ -55,8 +55,8 @@ def forwarded_identity(lines: Sequence[bytes]) -> ServiceIdentity | None:
     """The service that the first XFCC element names, or None.
 
     `lines` are the header's values; anything but exactly one is refused, since nobody can tell
-    which of several a gateway wrote. The element's last field must be its only URI: a ``;`` is a legal
-    character of a service's name, so what follows one could pass for a part of the name.
+    which of several a gateway wrote. The element's last field must be its only URI: ``;`` is legal
+    in a service's name, so a field behind the URI would pass for a part of the name.
     """
     if len(lines) != 1:
         return None

@@ -58,8 +58,9 @@ class Rule:
 
 
 def row_digest(row: Intention) -> bytes:
-    """A digest of everything a row says, 32 bytes."""
-    return hashlib.sha256(repr(row).encode("utf-8", "surrogateescape")).digest()
+    """A digest of everything in a row that can decide, 32 bytes; its description cannot."""
+    deciding = replace(row, description="") if row.description else row
+    return hashlib.sha256(repr(deciding).encode("utf-8", "surrogateescape")).digest()
 
 
 def compile_rule(
