@@ -81,7 +81,7 @@ def as_service(
     testclient = sys.modules.get("starlette.testclient")
     if testclient is None or not isinstance(app_or_client, testclient.TestClient):
         return cast("AppOrClient", _FromService(cast("ASGIApp", app_or_client), identity))
-    return cast("AppOrClient", _client_from(app_or_client, identity))
+    return cast("AppOrClient", _client_from(cast("TestClient", app_or_client), identity))
 
 
 def static_mesh(

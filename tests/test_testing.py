@@ -111,6 +111,11 @@ def test_an_application_gives_an_application_for_any_client() -> None:
     assert asyncio.run(_get(app)) == 403
 
 
+def test_the_lifespan_passes_through() -> None:
+    with TestClient(as_service(make_app(), "web")) as client:
+        assert client.get("/").json()["state"] == "hi"
+
+
 def test_headers_cannot_do_what_the_helper_does() -> None:
     client = TestClient(make_app())
     for name in (EXTENSION, "mesh_middleware.peer", "x-mesh-service", "x-forwarded-client-cert"):

@@ -337,7 +337,7 @@ def test_identity_headers_are_stripped_on_exempt_paths_too() -> None:
         {"raw_path": b"//health/live"},
         {"raw_path": b"/health/./live"},
         {"raw_path": b"http://api/health/live"},
-        {"path": "/admin"},
+        {"path": "/admin", "raw_path": b"/health/live"},
         {"kind": "websocket"},
         {"root_path": "/health"},
         {"extensions": {EXTENSION: {"target": b"/admin"}}},

@@ -184,8 +184,10 @@ def test_a_verified_chain_must_name_one_service_of_ours(
     mesh: Mesh,
     ca: CertificateAuthority,
 ) -> None:
-    pem = ca.issue_raw(uris, **options).cert_pem
-    assert reason(mesh, extensions={"tls": {"client_cert_chain": (pem,)}}) == expected
+    tls = {"client_cert_chain": (ca.issue_raw(uris, **options).cert_pem,)}
+    assert reason(mesh, extensions={"tls": tls}) == expected
+    # The policy refuses some of them as well; here it is not asked.
+    assert peer.ChainVerifier().caller(tls, mesh.state, time.time()) == expected
 
 
 @pytest.mark.parametrize(
