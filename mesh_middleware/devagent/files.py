@@ -39,9 +39,9 @@ def read_file(path: Path) -> list[Entry]:
             raise ConfigError(f"{path}: more than {MAX_BYTES} bytes")
         documents = load_documents(path.read_bytes(), path.name)
     except OSError as error:
-        raise ConfigError(f"{path}: {error.strerror or error}") from error
+        raise ConfigError(f"{path}: {error.strerror or error}") from None
     except DecodeError as error:
-        raise ConfigError(f"{path}: {error}") from error
+        raise ConfigError(f"{path}: {error}") from None
     return entries_of([row for document in documents for row in _flat(document)], what=str(path))
 
 

@@ -172,6 +172,9 @@ def test_a_heartbeat_without_news_wakes_nobody(agent):
         seconds, answer = future.result(5)
     assert seconds >= 0.8
     assert index_of(answer) == index
+    (check,) = [c for c in answer.json()[0]["Checks"] if c["CheckID"] == f"{service_id}-ttl"]
+    assert (check["Status"], check["Output"]) == ("passing", "one")
+    assert check_of(agent, f"{service_id}-ttl")["Output"] == "two"
 
 
 def test_check_ids_are_made_from_the_service(agent):

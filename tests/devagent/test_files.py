@@ -76,8 +76,28 @@ def test_a_bad_file_at_the_start_is_a_config_error(tmp_path, text, cause):
 
 
 def test_a_missing_file_at_the_start_is_a_config_error(tmp_path):
-    with pytest.raises(ConfigError, match="No such file"):
+    with pytest.raises(ConfigError, match="No such file") as error:
         DevAgent(intentions=tmp_path / "none.yaml")
+    assert error.value.__cause__ is None, "an OSError as the cause means that the port is taken"
+
+
+def test_a_file_that_is_much_too_large_is_not_read(tmp_path):
+    path = tmp_path / "a.json"
+    with path.open("wb") as file:
+        file.truncate(16 * 1024 * 1024 + 1)
+    with pytest.raises(ConfigError, match="more than 16777216 bytes"):
+        DevAgent(intentions=path)
+
+
+def test_trouble_in_the_watch_is_logged_and_the_watch_goes_on(tmp_path, caplog, monkeypatch):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([ROW]))
+    with DevAgent(intentions=path) as agent:
+        with monkeypatch.context() as patch:
+            patch.setattr(agent._store, "tick", None)
+            wait_for(lambda: "could not look after its state" in caplog.text)
+        replace(path, "[]")
+        wait_for(lambda: sources(agent) == [])
 
 
 def replace(path: Path, text: str) -> None:

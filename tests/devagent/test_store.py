@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 
 import pytest
 
@@ -142,16 +143,18 @@ def test_what_was_written_before_the_wait_began_is_not_missed(store):
 
 
 def test_a_changed_answer_below_the_asked_index_is_given_when_the_time_is_over(store):
-    bodies = iter([(10, "a"), (11, "b"), (11, "b")])
+    bodies = iter([(10, "a"), *[(11, "b")] * 9])
 
     async def main():
         task = asyncio.create_task(blocking(store, Query(50, 0.1), lambda: next(bodies)))
         await asyncio.sleep(0)
+        start = time.monotonic()
         store.write("config")
-        return await task
+        return await task, time.monotonic() - start
 
-    answer = asyncio.run(main())
+    answer, took = asyncio.run(main())
     assert (answer.index, answer.body) == (11, "b")
+    assert took > 0.09
 
 
 @pytest.mark.parametrize(
