@@ -392,7 +392,7 @@ def _trust_domain(text: str, field: str) -> TrustDomain:
 
 def _unknown_structures(fields: Mapping[str, Any], known: frozenset[str]) -> tuple[str, ...]:
     return tuple(
-        key
+        str(key)
         for key, value in fields.items()
         if key not in known and isinstance(value, Mapping | list) and value
     )
@@ -413,16 +413,24 @@ _HCL_KEYS = {
 }
 
 
-def _camel_keys(value: Any) -> Any:
+_DEEPEST_KEY = 12
+"""Known keys lie at most ten levels deep; below that nothing is looked at."""
+
+
+def _camel_keys(value: Any, depth: int = 0) -> Any:
     """`value` with the config entry keys that HCL users write turned into the API's."""
+    if depth > _DEEPEST_KEY:
+        return value
     if isinstance(value, list):
-        return [_camel_keys(item) for item in value]
+        return [_camel_keys(item, depth + 1) for item in value]
     if not isinstance(value, Mapping):
         return value
     renamed = {key: _HCL_KEYS.get(key, key) for key in value}
     if len(set(renamed.values())) != len(renamed):
-        raise DecodeError(f"a key is given twice, in two spellings, among {', '.join(value)}")
+        raise DecodeError(
+            f"a key is given twice, in two spellings, among {', '.join(map(str, value))}"
+        )
     return {
-        renamed[key]: item if renamed[key] == "Meta" else _camel_keys(item)
+        renamed[key]: item if renamed[key] == "Meta" else _camel_keys(item, depth + 1)
         for key, item in value.items()
     }
