@@ -140,7 +140,8 @@ class FakeAgent:
         self.asked.append(Asked(key, target.path, query, headers, body, time.monotonic()))
         reply = await self._reply(key, query)
         if reply.hang:
-            await asyncio.Event().wait()
+            await self._stop.wait()
+            return False
         if reply.raw is not None:
             writer.write(reply.raw)
             await writer.drain()

@@ -80,6 +80,8 @@ ENDPOINTS: list[tuple[Call, str, str, Any]] = [
      "/v1/health/connect/api?wait=1000ms", None),
     (lambda c: c.config_entry("mesh", "mesh", 2, 1), "GET",
      "/v1/config/mesh/mesh?wait=1000ms&index=2", None),
+    (lambda c: c.config_entries("jwt-provider", 2, 1), "GET",
+     "/v1/config/jwt-provider?wait=1000ms&index=2", None),
     (lambda c: c.agent_self(), "GET", "/v1/agent/self", None),
 ]  # fmt: skip
 

@@ -1,0 +1,162 @@
+"""Settings: every form that is right, and a useful word about each that is not."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import pytest
+
+from mesh_middleware.config import MeshConfig, is_loopback
+from mesh_middleware.errors import ConfigError
+from mesh_middleware.policy.intentions import Action
+
+
+def env(overrides: dict[str, Any] | None = None, /, **variables: str) -> MeshConfig:
+    return MeshConfig.from_env("web", variables, **overrides or {})
+
+
+ADDRESSES = [
+    ({}, "http://127.0.0.1:8500"),
+    ({"CONSUL_HTTP_ADDR": ""}, "http://127.0.0.1:8500"),
+    ({"CONSUL_HTTP_ADDR": "127.0.0.1:8501"}, "http://127.0.0.1:8501"),
+    ({"CONSUL_HTTP_ADDR": " localhost:8501 "}, "http://localhost:8501"),
+    ({"CONSUL_HTTP_ADDR": "http://127.0.0.1:8500/"}, "http://127.0.0.1:8500"),
+    ({"CONSUL_HTTP_ADDR": "http://[::1]:8500"}, "http://[::1]:8500"),
+    ({"CONSUL_HTTP_ADDR": "[::1]:8500"}, "http://[::1]:8500"),
+    ({"CONSUL_HTTP_ADDR": "https://consul.example"}, "https://consul.example"),
+    ({"CONSUL_HTTP_ADDR": "https://consul.example:8501/api"}, "https://consul.example:8501/api"),
+    ({"CONSUL_HTTP_ADDR": "unix:///run/consul.sock"}, "unix:///run/consul.sock"),
+    ({"CONSUL_HTTP_ADDR": "10.0.0.1:8501", "CONSUL_HTTP_SSL": "true"}, "https://10.0.0.1:8501"),
+    ({"CONSUL_HTTP_SSL": "1"}, "https://127.0.0.1:8501"),
+    ({"CONSUL_HTTP_ADDR": "unix:///run/c.sock", "CONSUL_HTTP_SSL": "1"}, "unix:///run/c.sock"),
+    ({"CONSUL_HTTP_ADDR": "10.0.0.1:8500", "MESH_ALLOW_PLAINTEXT_AGENT": "yes"},
+     "http://10.0.0.1:8500"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("variables", "address"), ADDRESSES)
+def test_address(variables: dict[str, str], address: str) -> None:
+    config = env(**variables)
+    assert config.address == address
+    assert config.socket_path == (address[7:] if address.startswith("unix") else None)
+
+
+WRONG = [
+    ({"CONSUL_HTTP_ADDR": "ftp://127.0.0.1:1"}, "CONSUL_HTTP_ADDR", "http://127.0.0.1:8500"),
+    ({"CONSUL_HTTP_ADDR": "127.0.0.1"}, "CONSUL_HTTP_ADDR", "no port"),
+    ({"CONSUL_HTTP_ADDR": "127.0.0.1:99999"}, "CONSUL_HTTP_ADDR", "write 127.0.0.1:8500"),
+    ({"CONSUL_HTTP_ADDR": "127.0.0.1:x"}, "CONSUL_HTTP_ADDR", "write 127.0.0.1:8500"),
+    ({"CONSUL_HTTP_ADDR": "127.0.0.1:0"}, "CONSUL_HTTP_ADDR", "no port"),
+    ({"CONSUL_HTTP_ADDR": ":8500"}, "CONSUL_HTTP_ADDR", "write 127.0.0.1:8500"),
+    ({"CONSUL_HTTP_ADDR": "http://[::1:8500"}, "CONSUL_HTTP_ADDR", "write 127.0.0.1:8500"),
+    ({"CONSUL_HTTP_ADDR": "http://a:b@127.0.0.1:1"}, "CONSUL_HTTP_ADDR", "not the address"),
+    ({"CONSUL_HTTP_ADDR": "http://127.0.0.1:1?x=1"}, "CONSUL_HTTP_ADDR", "not the address"),
+    ({"CONSUL_HTTP_ADDR": "127.0.0.1 :1"}, "CONSUL_HTTP_ADDR", "not the address"),
+    ({"CONSUL_HTTP_ADDR": "unix://run/consul.sock"}, "CONSUL_HTTP_ADDR", "unix:///path"),
+    ({"CONSUL_HTTP_ADDR": "10.0.0.1:8500"}, "CONSUL_HTTP_ADDR", "MESH_ALLOW_PLAINTEXT_AGENT"),
+    ({"CONSUL_HTTP_ADDR": "http://consul.local:8500"}, "CONSUL_HTTP_ADDR", "CONSUL_CACERT"),
+    ({"CONSUL_HTTP_SSL": "maybe"}, "CONSUL_HTTP_SSL", "true"),
+    ({"CONSUL_HTTP_SSL": "1", "CONSUL_HTTP_SSL_VERIFY": "false"}, "SSL_VERIFY", "CONSUL_CACERT"),
+    ({"CONSUL_HTTP_TOKEN": "two words"}, "CONSUL_HTTP_TOKEN", "SecretID"),
+    ({"CONSUL_HTTP_TOKEN": "a\nb"}, "CONSUL_HTTP_TOKEN", "SecretID"),
+    ({"CONSUL_CLIENT_CERT": "/a.pem"}, "CONSUL_CLIENT_KEY", "both"),
+    ({"CONSUL_CLIENT_KEY": "/a.pem"}, "CONSUL_CLIENT_CERT", "both"),
+    ({"MESH_DEFAULT_ACTION": "maybe"}, "MESH_DEFAULT_ACTION", "allow or deny"),
+    ({"MESH_TRUST_DOMAIN": "spiffe://x"}, "MESH_TRUST_DOMAIN", "without spiffe://"),
+    ({"MESH_WAIT_SECONDS": "1m"}, "MESH_WAIT_SECONDS", "60"),
+    ({"MESH_WAIT_SECONDS": "nan"}, "MESH_WAIT_SECONDS", "60"),
+    ({"MESH_WAIT_SECONDS": "601"}, "wait_seconds", "60"),
+    ({"MESH_WAIT_SECONDS": "0"}, "wait_seconds", "60"),
+    ({"MESH_MAX_STALENESS_SECONDS": "0"}, "max_staleness_seconds", "259200"),
+    ({"MESH_MAX_STALENESS_SECONDS": "x"}, "MESH_MAX_STALENESS_SECONDS", "60"),
+    ({"MESH_ALLOW_PLAINTEXT_AGENT": "2"}, "MESH_ALLOW_PLAINTEXT_AGENT", "true"),
+]
+
+
+@pytest.mark.parametrize(("variables", "name", "hint"), WRONG)
+def test_a_wrong_value_is_named_with_a_right_one(
+    variables: dict[str, str], name: str, hint: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        env(**variables)
+    assert name in str(caught.value)
+    assert hint in str(caught.value)
+
+
+def test_every_variable_fills_its_field() -> None:
+    config = env(
+        CONSUL_HTTP_ADDR="https://h:1", CONSUL_HTTP_TOKEN="t", CONSUL_HTTP_TOKEN_FILE="/t",
+        CONSUL_CACERT="/ca", CONSUL_CLIENT_CERT="/c", CONSUL_CLIENT_KEY="/k",
+        CONSUL_TLS_SERVER_NAME="n", CONSUL_NAMESPACE="ns", CONSUL_PARTITION="p",
+        MESH_DEFAULT_ACTION="allow", MESH_TRUST_DOMAIN="a.consul", MESH_WAIT_SECONDS="5",
+        MESH_MAX_STALENESS_SECONDS="inf", MESH_ALLOW_PLAINTEXT_AGENT="true",
+    )  # fmt: skip
+    assert config == MeshConfig(
+        "web", "https://h:1", token="t", token_file="/t", ca_cert="/ca", client_cert="/c",
+        client_key="/k", tls_server_name="n", namespace="ns", partition="p",
+        default_action=Action.ALLOW, trust_domain="a.consul", wait_seconds=5.0,
+        max_staleness_seconds=float("inf"), allow_plaintext_agent=True,
+    )  # fmt: skip
+
+
+def test_the_process_environment_is_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", "127.0.0.1:9999")
+    assert MeshConfig.from_env("web").address == "http://127.0.0.1:9999"
+
+
+def test_arguments_win_over_the_environment() -> None:
+    given = {"address": "127.0.0.1:1", "default_action": "deny", "trust_domain": None}
+    config = env(
+        given, CONSUL_HTTP_ADDR="nonsense", MESH_DEFAULT_ACTION="allow", MESH_TRUST_DOMAIN="a.b"
+    )
+    assert config.address == "http://127.0.0.1:1"
+    assert config.default_action is Action.DENY
+    assert config.trust_domain == "a.b"
+
+
+def test_a_token_given_wins_over_a_token_file_of_the_environment() -> None:
+    config = env({"token": "mine"}, CONSUL_HTTP_TOKEN_FILE="/t", CONSUL_HTTP_TOKEN="theirs")
+    assert (config.token, config.token_file) == ("mine", None)
+
+
+def test_an_unknown_override_is_a_mistake() -> None:
+    with pytest.raises(ConfigError, match="adress"):
+        env({"adress": "127.0.0.1:1"})
+
+
+def test_tokens_do_not_show() -> None:
+    assert "s3cret" not in repr(MeshConfig("web", token="s3cret"))
+    with pytest.raises(ConfigError) as caught:
+        MeshConfig("web", token="s3cret with words")
+    assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("service", ["", "a/b", "*", "a\nb"])
+def test_service_names(service: str) -> None:
+    with pytest.raises(ConfigError, match="service"):
+        MeshConfig(service)
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        MeshConfig("web").service = "x"  # type: ignore[misc]
+
+
+def test_default_action_may_be_text() -> None:
+    action: Any = "allow"
+    assert MeshConfig("web", default_action=action).default_action is Action.ALLOW
+    with pytest.raises(ConfigError, match="allow or deny"):
+        MeshConfig("web", default_action="perhaps")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("host", "loopback"),
+    [
+        ("127.0.0.1", True), ("127.9.9.9", True), ("::1", True), ("localhost", True),
+        ("LOCALHOST.", True), ("10.0.0.1", False), ("localhost.evil.example", False),
+        ("0.0.0.0", False), ("", False),
+    ],
+)  # fmt: skip
+def test_loopback(host: str, loopback: bool) -> None:
+    assert is_loopback(host) is loopback
