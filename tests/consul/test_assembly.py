@@ -16,7 +16,7 @@ from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.state import MeshState
 from mesh_middleware.tls.certificates import X509SVID, TrustBundle
 
-NOW = time.time()
+NOW = time.time() + 30  # new roots are valid from now on, not earlier
 
 
 class Bench:
