@@ -179,7 +179,8 @@ def _summary(results: Sequence[Result]) -> str:
     allowed = sum(result.decision.allowed for result in results)
     expected = sum(result.request.expect is not None for result in results)
     failed = sum(result.failed for result in results)
-    text = f"{len(results)} request{'' if len(results) == 1 else 's'}: {allowed} allowed, {len(results) - allowed} refused"
+    requests = "1 request" if len(results) == 1 else f"{len(results)} requests"
+    text = f"{requests}: {allowed} allowed, {len(results) - allowed} refused"
     if not expected:
         return text
     verdict = f"{failed} of {expected} expectations FAILED" if failed else f"{expected} as expected"
