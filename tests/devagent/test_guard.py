@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+
 import httpx
 import pytest
 
-from mesh_middleware.devagent import DevAgent
+from mesh_middleware.devagent import CertificateAuthority, DevAgent
+from mesh_middleware.devagent.app import create_app
 from mesh_middleware.devagent.guard import HEADERS, is_loopback_host
+from mesh_middleware.devagent.store import Store
 
 BODY = b'{"Name": "web"}'
 
@@ -118,6 +122,24 @@ def test_a_body_that_is_no_object_is_400(agent, body):
     answer = httpx.put(url, content=body, trust_env=False)
     assert answer.status_code == 400
     assert answer.text.startswith("Request decode failed: ")
+
+
+def test_the_app_alone_has_a_lifespan():
+    sent = []
+
+    async def run() -> None:
+        messages = iter([{"type": "lifespan.startup"}, {"type": "lifespan.shutdown"}])
+
+        async def receive() -> dict[str, str]:
+            return next(messages)
+
+        async def send(message: dict[str, str]) -> None:
+            sent.append(message["type"])
+
+        await create_app(Store(CertificateAuthority()))({"type": "lifespan"}, receive, send)
+
+    asyncio.run(run())
+    assert sent == ["lifespan.startup.complete", "lifespan.shutdown.complete"]
 
 
 def test_options_names_the_methods(agent):

@@ -95,6 +95,20 @@ def test_a_critical_instance_is_removed_after_its_time(store, clock):
     assert store.catalog.services == {}
 
 
+def test_every_result_begins_the_ttl_anew(store, clock):
+    register(store, Check={"TTL": "10s"})
+    for now in (0, 8, 16):
+        clock.now = now
+        store.tick()
+        store.catalog.update_check("service:web", "passing", "ok")
+    clock.now = 25.9
+    store.tick()
+    assert store.catalog.services["web"].status == "passing"
+    clock.now = 26
+    store.tick()
+    assert store.catalog.services["web"].status == "critical"
+
+
 def test_registering_under_another_name_tells_who_watched_the_old_one(store):
     register(store, ID="a")
     before = store.changed("service:web")
