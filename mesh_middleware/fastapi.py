@@ -9,8 +9,7 @@
 `Caller` is a `ServiceIdentity`. It decides nothing: the middleware did that before.
 """
 
-from __future__ import annotations
-
+# Annotations stay values here: FastAPI 0.121 does not resolve text in those of a `__call__`.
 from enum import Enum
 from typing import Annotated
 
