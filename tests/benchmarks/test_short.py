@@ -1,0 +1,31 @@
+"""The benchmarks run, and say something about everything they measure; no figure is judged."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.benchmarks import decisions, middleware, servers
+from tests.benchmarks.measure import cpu_seconds, medians, spread
+
+
+def test_decisions() -> None:
+    printed = decisions.report(short=True)
+    assert "8 literal permissions" in printed
+    assert "| 100 |" in printed
+
+
+def test_middleware() -> None:
+    assert "launcher and middleware, L4" in middleware.report(short=True)
+
+
+@pytest.mark.slow
+def test_servers() -> None:
+    printed = servers.report(short=True)
+    assert printed.count("| mesh_middleware |") == 2
+    assert printed.count("| bare again |") == 2
+
+
+def test_figures() -> None:
+    assert medians([{"a": 1.0}, {"a": 9.0}, {"a": 2.0}]) == {"a": 2.0}
+    assert spread([2.0, 3.0]) == 0.5
+    assert cpu_seconds(1) >= 0
