@@ -38,7 +38,9 @@ class MeshConfig:
     wait, 0.05 to 600 (Consul cuts at 10 minutes). `max_staleness_seconds`: how old the intentions
     may grow while the agent does not answer, before everything is refused; default 72 hours, the
     life of a leaf; `math.inf` for ever. `allow_plaintext_agent`: let keys and tokens travel over
-    plain HTTP to an address that is not loopback.
+    plain HTTP to an address that is not loopback. `allow_plaintext_jwks`: fetch the keys of
+    ``jwt-provider`` entries over plain HTTP from elsewhere too; who is on the way can then sign
+    tokens.
 
     ConfigError names the setting that is wrong and a right value.
     """
@@ -59,6 +61,7 @@ class MeshConfig:
     wait_seconds: float = 60.0
     max_staleness_seconds: float = 259200.0
     allow_plaintext_agent: bool = False
+    allow_plaintext_jwks: bool = False
 
     def __post_init__(self) -> None:
         _check_service(self.service)
@@ -263,6 +266,10 @@ VARIABLES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
     "MESH_ALLOW_PLAINTEXT_AGENT": (
         "allow_plaintext_agent",
         _flag("MESH_ALLOW_PLAINTEXT_AGENT"),
+    ),
+    "MESH_ALLOW_PLAINTEXT_JWKS": (
+        "allow_plaintext_jwks",
+        _flag("MESH_ALLOW_PLAINTEXT_JWKS"),
     ),
 }
 """Which variable fills which field, and how its text is read. ``CONSUL_HTTP_SSL`` adds a scheme."""

@@ -20,6 +20,7 @@ from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import Policy
 from mesh_middleware.tls.certificates import X509SVID, TrustBundle
 from mesh_middleware.tls.contexts import TLSContexts
+from mesh_middleware.tls.tokens import TokenVerifier
 
 PARTS = ("roots", "leaf", "intentions", "default action")
 """What must be known before a state is ready, in the words of messages."""
@@ -30,9 +31,10 @@ class MeshState:
     """What is known about the mesh, seen from one service.
 
     `generation`: 0 while nothing is known, then grows by one with each published change.
-    `fault`: set while no request may be decided although a policy may be there (an answer could
-    not be decoded, say); everything is refused with it. `updated`: unix seconds of the last good
-    answer for each of `PARTS`.
+    `tokens`: verifies the tokens that rules of `policy` ask for; None while none does, or nothing
+    is known of who may sign. `fault`: set while no request may be decided although a policy may be
+    there (an answer could not be decoded, say); everything is refused with it. `updated`: unix
+    seconds of the last good answer for each of `PARTS`.
     """
 
     service: str
@@ -41,6 +43,7 @@ class MeshState:
     bundle: TrustBundle | None = None
     contexts: TLSContexts | None = None
     policy: Policy | None = None
+    tokens: TokenVerifier | None = None
     fault: Reason | None = None
     updated: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
 

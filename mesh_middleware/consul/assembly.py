@@ -22,10 +22,12 @@ from mesh_middleware.errors import DecodeError
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import Policy, compile_policy
 from mesh_middleware.policy.intentions import Action, Intention
+from mesh_middleware.policy.jwt import JWTProvider
 from mesh_middleware.policy.spiffe import DEFAULT, TrustDomain
 from mesh_middleware.state import MeshState
 from mesh_middleware.tls.certificates import X509SVID, TrustBundle
 from mesh_middleware.tls.contexts import TLSContexts
+from mesh_middleware.tls.tokens import TokenVerifier
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,10 @@ class Joined:
     bundle: TrustBundle | None
     svid: X509SVID | None
     problems: tuple[tuple[str, str], ...] = ()
+
+
+_Inputs = tuple[tuple[Intention, ...], Action, TrustDomain, tuple[JWTProvider, ...]]
+"""What a policy is compiled from."""
 
 
 class Assembly:
@@ -50,7 +56,8 @@ class Assembly:
         self._svid: X509SVID | None = None
         self._intentions: tuple[Intention, ...] | None = None
         self._default: Action | None = None
-        self._compiled: tuple[tuple[Intention, ...], Action, TrustDomain] | None = None
+        self._tokens: TokenVerifier | None = None
+        self._compiled: _Inputs | None = None
         self._undecodable = False
         self._updated: dict[str, float] = {}
         self.problems: dict[str, str] = {}
@@ -116,6 +123,10 @@ class Assembly:
         self._default = action
         self.touch("default action", now)
 
+    def take_tokens(self, tokens: TokenVerifier | None) -> None:
+        """The newest providers and keys of the tokens that rules ask for."""
+        self._tokens = tokens
+
     def next(self, state: MeshState, now: float) -> MeshState:
         """The state that follows `state`: with the next generation when something changed.
 
@@ -169,17 +180,19 @@ class Assembly:
         policy = state.policy
         intentions, default, bundle = self._intentions, self._default, state.bundle
         if intentions is not None and default is not None and bundle is not None:
-            inputs = (intentions, default, bundle.trust_domain)
+            issuers = () if self._tokens is None else self._tokens.issuers
+            inputs = (intentions, default, bundle.trust_domain, issuers)
             if policy is None or inputs != self._compiled:  # lists are compared row by row
                 policy = self._compile(*inputs, policy)
                 self._compiled = inputs
-        return replace(state, policy=policy, fault=fault)
+        return replace(state, policy=policy, tokens=self._tokens, fault=fault)
 
     def _compile(
         self,
         intentions: tuple[Intention, ...],
         default: Action,
         trust_domain: TrustDomain,
+        issuers: tuple[JWTProvider, ...],
         previous: Policy | None,
     ) -> Policy:
         policy = compile_policy(
@@ -187,6 +200,7 @@ class Assembly:
             default_action=default,
             trust_domain=trust_domain,
             service=self._config.service,
+            jwt_providers=issuers,
             previous=previous,
         )
         same = previous is not None and policy.revision == previous.revision
@@ -232,6 +246,7 @@ def _same(one: MeshState, other: MeshState) -> bool:
         and one.svid is other.svid
         and one.contexts is other.contexts
         and one.policy is other.policy
+        and one.tokens is other.tokens
         and one.fault is other.fault
     )
 

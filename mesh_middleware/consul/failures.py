@@ -41,12 +41,16 @@ _RULES: Mapping[str, str] = {
     "leaf": 'service "{service}" {{ policy = "write" }}',
     "intentions": 'service "{service}" {{ policy = "read" }} (and no intentions = "deny")',
     "default action": 'service "{service}" {{ policy = "write" }} (and no intentions = "deny")',
+    "jwt providers": 'mesh = "read"',
     "registration": 'service "{service}" {{ policy = "write" }}',
 }
 
 
 _STAYS = "the last state stays"
-_KEPT: Mapping[str, str] = {"intentions": "everything is refused"}
+_KEPT: Mapping[str, str] = {
+    "intentions": "everything is refused",
+    "jwt providers": "rules that need tokens refuse",
+}
 
 
 def explain(error: Exception, part: str, config: MeshConfig) -> Failure:

@@ -8,7 +8,8 @@ In this order, from one snapshot of the mesh state:
 4. The policy decides: 403, or 400 for what is malformed.
 
 What is allowed goes on to the application with the caller in the scope (`peer_identity`) and
-without headers by which a client could pretend to be somebody (`middleware.headers`).
+without headers by which a client could pretend to be somebody (`middleware.headers`); tokens are
+removed too, and verified payloads added, as their providers say (`tls.tokens`).
 
 Only ``lifespan`` passes undecided. A scope of any other kind raises: nothing is answered and the
 application is not called.
@@ -39,7 +40,7 @@ from mesh_middleware.middleware.refusal import Refusal, refuse, request_id_of, s
 from mesh_middleware.middleware.target import routed_requests, server_root, wire_request
 from mesh_middleware.observe.decisions import allowed, decision_log, log_fields, logger
 from mesh_middleware.policy.decision import Decision, Reason
-from mesh_middleware.policy.engine import Policy
+from mesh_middleware.policy.engine import NO_CLAIMS, Claims, Policy
 from mesh_middleware.policy.request import PLAIN_TARGET, HTTPRequest, Underscores
 from mesh_middleware.state import MeshState, StateSource, sources
 from mesh_middleware.tls.contexts import VerifiedPeer
@@ -117,11 +118,14 @@ class MeshMiddleware:
     ) -> Refusal | None:
         """Decide, then make `scope` what the application may see; or say how to refuse."""
         request = wire_request(scope, method, ours.get("target"))
+        tokens = state.tokens
+        claims = None if tokens is None else tokens.claims(request)
         caller: Caller | None = None
         if self._exempt and scope["type"] == "http" and self._is_exempt(scope, request):
             decision = _EXEMPT
         else:
-            caller, decision = self._decide(scope, request, extensions, ours, state)
+            known = NO_CLAIMS if claims is None else claims
+            caller, decision = self._decide(scope, request, extensions, ours, state, claims=known)
         if not decision.allowed:
             request_id = request_id_of(scope["headers"])
             fields = self._fields(scope, request, caller, decision, state)
@@ -138,6 +142,8 @@ class MeshMiddleware:
         )
         if headers is not None:
             scope["headers"] = headers
+        if tokens is not None:
+            scope["headers"] = tokens.scrub(scope["headers"], claims)
         # New dicts: a server may share its own between the requests of a connection.
         mark = Enforcement(self._service or state.service, decision, caller, method, scope["path"])
         scope["extensions"] = {**extensions, EXTENSION: {**ours, ENFORCED: mark}}
@@ -169,6 +175,8 @@ class MeshMiddleware:
         extensions: dict[str, Any],
         ours: dict[str, Any],
         state: MeshState,
+        *,
+        claims: Claims,
     ) -> tuple[Caller | None, Decision]:
         policy = state.policy
         if state.fault is not None:
@@ -183,9 +191,11 @@ class MeshMiddleware:
             caller = self._chains.caller(extensions.get("tls"), state, time.time())
         if isinstance(caller, Reason):
             return None, Decision(allowed=False, reason=caller)
-        decision = policy.decide(caller, request)
+        decision = policy.decide(caller, request, claims)
         if decision.allowed and (scope.get("root_path") or self._app_root):
-            return caller, self._decide_routed(scope, request, caller, policy, decision)
+            return caller, self._decide_routed(
+                scope, request, caller, policy, decision, claims=claims
+            )
         return caller, decision
 
     def _decide_routed(
@@ -195,11 +205,13 @@ class MeshMiddleware:
         caller: Caller,
         policy: Policy,
         decision: Decision,
+        *,
+        claims: Claims,
     ) -> Decision:
         """`decision`, unless a rule denies the path that is left when a root path is taken off."""
         roots = {server_root(scope), self._app_root}
         for routed in routed_requests(scope, request, roots):
-            other = policy.decide(caller, routed)
+            other = policy.decide(caller, routed, claims)
             if not other.allowed and other.reason is not Reason.DEFAULT_DENY:
                 return replace(other, detail="so decided for the path without the root path")
         return decision
