@@ -260,6 +260,18 @@ def test_proxies_of_the_environment_see_nothing(monkeypatch: pytest.MonkeyPatch)
         assert over_socket(lambda c: c.roots(), agent.address).json["TrustDomain"]
 
 
+def test_passwords_of_the_home_folder_are_not_sent(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    netrc = tmp_path / "netrc"
+    netrc.write_text("machine 127.0.0.1 login me password s3cret\n")
+    netrc.chmod(0o600)
+    monkeypatch.setenv("NETRC", str(netrc))
+    with FakeAgent() as agent:
+        over_socket(lambda c: c.roots(), agent.address)
+        assert "authorization" not in agent.last("roots").headers
+
+
 def test_unix_socket(tmp_path: Path) -> None:
     path = tmp_path / "agent.sock"
 
