@@ -110,5 +110,5 @@ def test_an_agent_outage_changes_nothing_for_callers(
             assert caller.get(launched.port)[0] == 200
     finally:
         agent.start()
-    launched.says("agent answers again")
+    launched.says("agent: well again")
     assert caller.get(launched.port)[0] == 200

@@ -1,0 +1,118 @@
+"""Wrong use of the commands: exit 2, the option's name, and a right value."""
+
+from __future__ import annotations
+
+import click
+import pytest
+import uvicorn.main
+from click.testing import CliRunner
+
+from mesh_middleware.cli import COMMANDS, main
+from mesh_middleware.errors import ConfigError
+from mesh_middleware.server.launcher import serve
+from mesh_middleware.server.options import REFUSED, config_options, uvicorn_params
+from mesh_middleware.server.protocols import MeshHTTP2
+from tests.server.apps import hello
+
+
+def said(*arguments: str, code: int = 2) -> str:
+    """What the command says before it exits with `code`."""
+    done = CliRunner().invoke(main, arguments, env={"CONSUL_HTTP_ADDR": "http://127.0.0.1:1"})
+    assert done.exit_code == code, done.output
+    return " ".join(done.output.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--ssl-certfile", "leaf.pem"), "--ssl-certfile: certificate, key, roots"),
+        (("--proxy-headers",), "--proxy-headers: the caller is whoever"),
+        (("--forwarded-allow-ips", "*"), "--forwarded-allow-ips: the caller is whoever"),
+        (("--http", "my:Protocol"), "--http my:Protocol"),
+        (("--http2",), "--http2 needs --http zttp"),
+        (("--wait", "soon"), "write seconds such as 30, 0, or forever"),
+        (("--wait", "-1"), "write seconds such as 30, 0, or forever"),
+        (("--meta", "version"), "write KEY=VALUE, such as version=3"),
+        (("--dev-intentions", __file__), "--dev-intentions needs --dev"),
+        (("--uds", "/tmp/x.sock"), "add --no-register"),
+        (("--header", "novalue"), "write --header 'Name: value'"),
+        (("--ops-port", "70000"), "--ops-port"),
+        (("--no-such-option",), "No such option"),
+    ],
+)
+def test_run_names_the_wrong_option(arguments: tuple[str, ...], words: str) -> None:
+    assert words in said("run", "app:app", "--service", "web", *arguments)
+
+
+def test_run_needs_a_service() -> None:
+    assert "--service" in said("run", "app:app")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("http://127.0.0.1:1/",), "the mesh speaks https"),
+        (("https://[::1/",), "is no URL"),
+        (("--connect-to", "here", "https://api/"), "write HOST:PORT"),
+        (("-H", "novalue", "https://api/"), "write 'Name: value'"),
+        (("-d", "@/no/such/file", "https://api/"), "No such file"),
+    ],
+)
+def test_call_names_the_wrong_option(arguments: tuple[str, ...], words: str) -> None:
+    assert words in said("call", "--as", "web", *arguments)
+
+
+def test_dev_agent_listens_on_loopback_only() -> None:
+    assert "loopback" in said("dev-agent", "--host", "0.0.0.0", "--port", "0")
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_explains_itself(name: str) -> None:
+    assert "Usage: " in said(name, "--help", code=0)
+
+
+def test_an_unknown_command_is_named() -> None:
+    assert "No such command 'runn'" in said("runn")
+
+
+def test_every_option_of_uvicorn_is_passed_on_or_refused() -> None:
+    """A new option of uvicorn is there by itself; one that we refuse still exists there."""
+    theirs = {param.name for param in uvicorn.main.params} - {"app", "version"}
+    params = uvicorn_params()
+    assert {param.name for param in params} == theirs
+    refused = {param.name for param in params if not param.expose_value}
+    assert refused == set(REFUSED) & theirs
+    assert all(
+        isinstance(param, click.Option) and param.hidden
+        for param in params
+        if param.name in refused
+    )
+
+
+def test_options_of_uvicorn_keep_their_variables() -> None:
+    port = next(param for param in uvicorn_params() if param.name == "port")
+    assert port.envvar == "UVICORN_PORT"
+
+
+def test_proxy_headers_are_never_believed() -> None:
+    assert config_options({})["proxy_headers"] is False
+    assert config_options({"http": "zttp", "http2": True})["http"] is MeshHTTP2
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"ssl_keyfile": "k"}, "ssl_keyfile: certificate"),
+        ({"proxy_headers": True}, "proxy_headers: the caller"),
+        ({"prot": 1}, "has no option 'prot'"),
+        ({"http": MeshHTTP2}, "give a name"),
+    ],
+)
+def test_serve_refuses_the_same_from_python(options: dict[str, object], words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        serve(hello, service="web", register=False, **options)
+
+
+def test_workers_need_an_application_by_name() -> None:
+    with pytest.raises(ConfigError, match="'module:attribute'"):
+        serve(hello, service="web", workers=2)
