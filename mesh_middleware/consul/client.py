@@ -12,20 +12,18 @@ Reading is on demand (`Answer.json`), since nobody needs the JSON of a body that
 from __future__ import annotations
 
 import asyncio
-import json
 import os
-import re
-import ssl
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
 import httpx
 
 from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul.answer import Answer, parse_index
+from mesh_middleware.consul.connection import agent_transport, base_url
 from mesh_middleware.consul.token import TokenSource
-from mesh_middleware.errors import ConfigError, ConsulError, DecodeError
+from mesh_middleware.errors import ConsulError, DecodeError
 
 MAX_BODY = 64 * 2**20
 """Bytes of a body after decompression; 10,000 intentions take about 4 MiB."""
@@ -33,34 +31,6 @@ MAX_BODY = 64 * 2**20
 CONNECT_SECONDS = 5.0
 MARGIN_SECONDS = 10.0
 """How much longer than the longest wait we listen: agents retry 7 s for a leader; and slack."""
-
-_INDEX = re.compile(r"[0-9]{1,20}")
-_MAX_INDEX = 2**64 - 1
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """A successful answer.
-
-    `index`: ``X-Consul-Index``, positive; None where the agent sent none that can be read.
-    `headers`: by lower-case name.
-    """
-
-    status: int
-    body: bytes = field(repr=False)
-    index: int | None
-    headers: Mapping[str, str] = field(repr=False)
-
-    @property
-    def json(self) -> Any:
-        """The body as JSON, read anew each time; None when empty; DecodeError if it is none."""
-        if not self.body:
-            return None
-        try:
-            return json.loads(self.body)
-        except (ValueError, RecursionError) as error:
-            start = self.body[:60].decode("utf-8", "replace")
-            raise DecodeError(f"the answer is not JSON but starts with {start!r}") from error
 
 
 class ConsulClient:
@@ -81,18 +51,9 @@ class ConsulClient:
             if value
         }
         self._dc = {"dc": config.datacenter} if config.datacenter else {}
-        path = config.socket_path
-        if transport is None:
-            # No proxies and no netrc from the environment: they would see keys and tokens.
-            transport = httpx.AsyncHTTPTransport(
-                verify=_ssl_context(config),
-                trust_env=False,
-                uds=path,
-                limits=httpx.Limits(max_connections=None, max_keepalive_connections=8),
-            )
         self._http = httpx.AsyncClient(
-            base_url="http://localhost" if path is not None else config.address,
-            transport=transport,
+            base_url=base_url(config),
+            transport=agent_transport(config) if transport is None else transport,
             trust_env=False,
             follow_redirects=False,
             headers={"User-Agent": "mesh-middleware", "Accept": "application/json"},
@@ -257,37 +218,7 @@ class ConsulClient:
         return {"sni_hostname": name} if name else {}
 
 
-def parse_index(text: str | None) -> int | None:
-    """``X-Consul-Index`` as a number of 1 to 2^64-1; None when there is none.
-
-    0 is read as 1, as Consul's documentation on blocking queries tells clients to do.
-    """
-    if text is None or not _INDEX.fullmatch(text.strip()):
-        return None
-    index = int(text)
-    return max(index, 1) if index <= _MAX_INDEX else None
-
-
-def _ssl_context(config: MeshConfig) -> ssl.SSLContext:
-    """What proves an https agent to us, and us to it; one that trusts nobody for plain HTTP."""
-    if not config.address.startswith("https://"):
-        return ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    try:
-        context = ssl.create_default_context(cafile=config.ca_cert)
-    except (OSError, ssl.SSLError) as error:
-        raise ConfigError(
-            f"ca_cert (CONSUL_CACERT): cannot use {config.ca_cert}: {error}; "
-            "name a PEM file with the CA of the agent"
-        ) from error
-    if config.client_cert is not None:
-        try:
-            context.load_cert_chain(config.client_cert, config.client_key)
-        except (OSError, ssl.SSLError) as error:
-            raise ConfigError(
-                f"client_cert, client_key (CONSUL_CLIENT_CERT, CONSUL_CLIENT_KEY): cannot use "
-                f"{config.client_cert} with {config.client_key}: {error}; name two PEM files"
-            ) from error
-    return context
+__all__ = ["Answer", "ConsulClient"]
 
 
 def _segment(text: str) -> str:

@@ -15,7 +15,6 @@ from typing import Any
 
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.assembly import Assembly
-from mesh_middleware.consul.blocking import Pace
 from mesh_middleware.consul.client import Answer, ConsulClient
 from mesh_middleware.consul.decode import (
     decode_intention,
@@ -23,22 +22,13 @@ from mesh_middleware.consul.decode import (
     decode_matches,
     decode_roots,
 )
-from mesh_middleware.consul.default_action import (
-    PROBE_SECONDS,
-    DefaultAction,
-    Silence,
-    header_action,
-    is_final,
-    probe_result,
-    probe_uri,
-)
 from mesh_middleware.consul.failures import Failure, FailureKind, Failures, rejected
+from mesh_middleware.consul.journal import Journal
+from mesh_middleware.consul.prober import DefaultProber
 from mesh_middleware.consul.tokens import TokenKeeper
-from mesh_middleware.consul.watcher import Watcher, is_denied
+from mesh_middleware.consul.watcher import Watcher
 from mesh_middleware.errors import ConsulError, DecodeError
-from mesh_middleware.policy.decision import Reason
-from mesh_middleware.policy.intentions import Intention
-from mesh_middleware.policy.spiffe import TrustDomain
+from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.state import MeshState
 from mesh_middleware.tls.tokens import TokenVerifier
 
@@ -73,14 +63,13 @@ class Learner:
         self._clock = clock
         self._failures = failures
         self._assembly = Assembly(config)
-        self._default = DefaultAction(setting=config.default_action)
-        self._probe_now = asyncio.Event()
+        self._prober = DefaultProber(config, client, self._take_default, failures=failures)
+        self._journal = Journal(config)
         self._bodies: dict[str, bytes] = {}
         self._wait = min(config.wait_seconds, config.max_staleness_seconds / _STALE_SHARE)
         self._tokens = TokenKeeper(
             config, client, self._take_tokens, failures=failures, clock=clock, wait=self._wait
         )
-        self._expired = False
         self.state = state
 
     async def run(self) -> None:
@@ -90,10 +79,7 @@ class Learner:
                 tasks.create_task(watcher.run())
             tasks.create_task(self._tick())
             tasks.create_task(self._tokens.run())
-            if self._default.setting is None:
-                tasks.create_task(self._probe())
-            else:
-                self._settle_default()
+            tasks.create_task(self._prober.run())
 
     def _watchers(self) -> list[Watcher]:
         client, wait, service = self._client, self._wait, self._config.service
@@ -158,14 +144,15 @@ class Learner:
             self._bodies.pop(part, None)
             await take(answer)
             self._bodies[part] = digest
-        self._note_header(answer)
+        self._prober.hear(answer)
         if self._failures.clear(part):
-            self._probe_now.set()  # the agent was away: it may be another one now
+            self._prober.hurry()  # the agent was away: it may be another one now
         self._advance()
 
     async def _take_roots(self, answer: Answer) -> None:
-        self._assembly.take_roots(decode_roots(answer.json), self._clock())
-        self._probe_now.set()
+        bundle = decode_roots(answer.json)
+        self._assembly.take_roots(bundle, self._clock())
+        self._prober.ask_as(bundle.trust_domain)
 
     async def _take_leaf(self, answer: Answer) -> None:
         self._assembly.take_leaf(decode_leaf(answer.json), self._clock())
@@ -185,66 +172,7 @@ class Learner:
             self._assembly.take_undecodable()
         self._advance()
 
-    # -- the default action -------------------------------------------------------------------
-
-    def _note_header(self, answer: Answer) -> None:
-        header = header_action(answer)
-        if header != self._default.header:
-            self._set_default(DefaultAction(self._default.setting, self._default.probe, header))
-            self._probe_now.set()
-
-    async def _probe(self) -> None:
-        """Ask now, when something suggests a change, and every minute."""
-        pace = Pace()
-        while True:
-            bundle = self._assembly.bundle
-            if bundle is not None:
-                await asyncio.sleep(pace.delay(time.monotonic()))
-                self._probe_now.clear()
-                if not await self._probe_once(bundle.trust_domain, pace):
-                    continue
-            try:
-                async with asyncio.timeout(PROBE_SECONDS):
-                    await self._probe_now.wait()
-            except TimeoutError:
-                continue
-            self._probe_now.clear()
-
-    async def _probe_once(self, trust_domain: TrustDomain, pace: Pace) -> bool:
-        """Whether the probe came to an end, with or without an action."""
-        part = "default action"
-        try:
-            answer = await self._client.authorize(self._config.service, probe_uri(trust_domain))
-            result = probe_result(answer)
-        except (ConsulError, DecodeError) as error:
-            if not is_final(error):
-                pace.failed(denied=is_denied(error))
-                self._failures.set(part, error)
-                return False
-            logger.debug("the default action cannot be probed: %s", error)
-            result = Silence.CANNOT
-        pace.succeeded()
-        self._failures.clear(part)
-        self._set_default(DefaultAction(self._default.setting, result, self._default.header))
-        return True
-
-    def _set_default(self, default: DefaultAction) -> None:
-        before, self._default = self._default.resolve(), default
-        if default.resolve() != before:
-            self._settle_default()
-        elif default.resolve() is not None:
-            self._assembly.touch("default action", self._clock())
-
-    def _settle_default(self) -> None:
-        action = self._default.resolve()
-        if action is None:
-            return
-        logger.info(
-            "%s: requests that no intention matches: %s",
-            self._config.service,
-            self._default,
-            extra={"mesh_event": "default action", "mesh_service": self._config.service},
-        )
+    def _take_default(self, action: Action) -> None:
         self._assembly.take_default(action, self._clock())
         self._advance()
 
@@ -260,9 +188,9 @@ class Learner:
         self.state = self._assembly.next(before, now)
         self._tokens.need(self.state.policy)
         self._note_problems()
-        self._note_expiry(now)
+        self._journal.note_expiry(self.state, now)
         if self.state is not before:
-            self._note_changes(before)
+            self._journal.note_changes(before, self.state)
             self._publish(self.state)
 
     def _note_problems(self) -> None:
@@ -273,48 +201,6 @@ class Learner:
                 self._failures.clear(mark)
             else:
                 self._failures.set(mark, Failure.of(problem, FailureKind.OTHER))
-
-    def _note_expiry(self, now: float) -> None:
-        svid = self.state.svid
-        expired = svid is not None and now > svid.not_after
-        if expired and not self._expired and svid is not None:
-            logger.error(
-                "%s: our certificate expired and the agent gave no new one; peers refuse us "
-                "until it does",
-                self._config.service,
-                extra={"mesh_event": "expired", "mesh_service": self._config.service},
-            )
-        self._expired = expired
-
-    def _note_changes(self, before: MeshState) -> None:
-        after, service = self.state, self._config.service
-        extra = {"mesh_service": service, "mesh_generation": after.generation}
-        if before.bundle is not None and after.bundle is not None:
-            old, new = before.bundle.trust_domain, after.bundle.trust_domain
-            if old != new:
-                logger.error(
-                    "%s: the agent's trust domain changed from %s to %s and is followed; set "
-                    "MESH_TRUST_DOMAIN to keep to one",
-                    service,
-                    old,
-                    new,
-                    extra=extra | {"mesh_event": "trust domain"},
-                )
-        if before.fault is not Reason.STALE_POLICY and after.fault is Reason.STALE_POLICY:
-            logger.error(
-                "%s: the intentions are older than %g s; everything is refused until the agent "
-                "answers (MESH_MAX_STALENESS_SECONDS)",
-                service,
-                self._config.max_staleness_seconds,
-                extra=extra | {"mesh_event": "stale"},
-            )
-        if before.policy is not after.policy and after.policy is not None:
-            known = () if before.policy is None else before.policy.problems
-            for problem in after.policy.problems:
-                if problem not in known:
-                    logger.warning(
-                        "%s: %s", service, problem, extra=extra | {"mesh_event": "problem"}
-                    )
 
 
 async def decode_in_turns(document: Any, service: str) -> list[Intention]:

@@ -361,7 +361,7 @@ def test_a_reconnect_probes_again(agent: FakeAgent, manage: Manage) -> None:
 def test_the_probe_is_repeated(
     agent: FakeAgent, manage: Manage, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mesh_middleware.consul.learner.PROBE_SECONDS", 0.2)
+    monkeypatch.setattr("mesh_middleware.consul.prober.PROBE_SECONDS", 0.2)
     agent.set(authorize=ALLOWED, match=header("allow"))
     manager = manage(agent)
     manager.wait_ready(5)

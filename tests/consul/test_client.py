@@ -15,7 +15,8 @@ import pytest
 
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul import client as module
-from mesh_middleware.consul.client import Answer, ConsulClient, parse_index
+from mesh_middleware.consul.answer import Answer, parse_index
+from mesh_middleware.consul.client import ConsulClient
 from mesh_middleware.devagent.ca import CertificateAuthority
 from mesh_middleware.errors import ConfigError, ConsulError, DecodeError
 from tests.consul.certificates import server_certificate
