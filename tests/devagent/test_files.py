@@ -120,6 +120,8 @@ def test_a_change_of_the_file_is_a_change_of_the_intentions(tmp_path):
         assert agent._store.index > index
         path.write_text(json.dumps([{**ROW, "SourceName": "batch"}]))
         wait_for(lambda: sources(agent) == ["batch"])
+        path.write_text(json.dumps([{**ROW, "SourceName": "BATCH"}]))
+        wait_for(lambda: sources(agent) == ["BATCH"], message="as long as before, and yet another")
 
 
 def test_a_broken_file_keeps_the_last_good_content_and_says_so_once(tmp_path, caplog):
