@@ -29,7 +29,6 @@ from mesh_middleware.tls.chains import find_root
 _UNREADABLE = (
     ValueError,
     TypeError,
-    OverflowError,
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.InvalidVersion,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime as dt
 import re
+import ssl
 import time
 
 import pytest
@@ -269,6 +270,45 @@ def handmade(
     return builder.sign(key, hashes.SHA256())
 
 
+def patched(old: bytes, new: bytes) -> bytes:
+    """A good leaf with one part exchanged for another of the same length."""
+    assert GOOD.count(old) == 1
+    return GOOD.replace(old, new)
+
+
+KEY_USAGE, SAN = bytes.fromhex("0603551d0f"), bytes.fromhex("0603551d11")
+P256 = bytes.fromhex("06082a8648ce3d030107")
+UNREADABLE = {
+    "the same extension twice": lambda: patched(KEY_USAGE, SAN),
+    "version 8": lambda: patched(bytes.fromhex("a003020102"), bytes.fromhex("a003020107")),
+    "a name of an unknown kind": lambda: der_of(handmade(san=bytes.fromhex("3002a300"))),
+    "a name that is not ASCII": lambda: der_of(handmade(san=bytes.fromhex("30048602c3bc"))),
+    "a month that is none": lambda: patched(NOT_AFTER, NOT_AFTER[:2] + b"13" + NOT_AFTER[4:]),
+}
+
+
+@pytest.mark.parametrize("row", UNREADABLE)
+def test_what_cannot_be_read_is_an_invalid_identity_and_proves_nothing(row):
+    der = UNREADABLE[row]()
+    assert isinstance(outcome(PeerCertificate.from_der, der), PeerIdentityError)
+    assert BUNDLE.verify(der, [], time.time()) is None
+    assert BUNDLE.verify(GOOD, [der], time.time()) in BUNDLE.fingerprints | {None}
+    with pytest.raises(DecodeError):
+        X509SVID.from_pem(ssl.DER_cert_to_PEM_cert(der), LEAF.key_pem)
+
+
+def test_a_leaf_with_a_key_of_an_unknown_kind_is_not_an_svid():
+    odd = ssl.DER_cert_to_PEM_cert(patched(P256, P256[:-1] + b"\x63"))
+    with pytest.raises(DecodeError, match="certificate"):
+        X509SVID.from_pem(odd, LEAF.key_pem)
+
+
+def test_what_is_only_warned_about_is_refused_where_warnings_are_errors():
+    """As they are in these tests: a negative serial number."""
+    odd = patched(SERIAL, SERIAL[:-1] + b"\xf0")
+    assert isinstance(outcome(PeerCertificate.from_der, odd), PeerIdentityError)
+
+
 def outcome(read, *args) -> object:
     """A value or a PeerIdentityError; anything else fails the test."""
     try:
@@ -282,6 +322,14 @@ FUZZ = settings(
 )
 GOOD = der_chain(CA.issue("web"))[0]
 BUNDLE = bundle_of(CA)
+SERIAL = b"\x02\x01" + bytes([x509.load_der_x509_certificate(GOOD).serial_number])
+NOT_AFTER = (
+    x509.load_der_x509_certificate(GOOD).not_valid_after_utc.strftime("%y%m%d%H%M%SZ").encode()
+)
+
+
+def der_of(certificate: x509.Certificate) -> bytes:
+    return certificate.public_bytes(serialization.Encoding.DER)
 
 
 @FUZZ

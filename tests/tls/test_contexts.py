@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import socket
 import ssl
 import time
@@ -379,6 +380,13 @@ def test_leaf_and_roots_must_be_of_one_trust_domain(ca):
     other = CertificateAuthority("other.consul")
     with pytest.raises(DecodeError, match=r"of other\.consul"):
         TLSContexts(svid_of(ca.issue("api")), bundle_of(other), generation=1)
+
+
+def test_what_openssl_does_not_take_is_found_out_before_the_first_connection(ca):
+    one, other = svid_of(ca.issue("api")), svid_of(ca.issue("api"))
+    mixed = dataclasses.replace(one, private_key=other.private_key)
+    with pytest.raises(DecodeError, match="OpenSSL refuses it"):
+        TLSContexts(mixed, bundle_of(ca), generation=1)
 
 
 # --- the facade
