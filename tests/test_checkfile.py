@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from base64 import b64encode
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from mesh_middleware._documents import load_documents
 from mesh_middleware.checkfile import DEFAULT_TRUST_DOMAIN, decide, read_document, read_files
 from mesh_middleware.errors import DecodeError
 from mesh_middleware.policy.intentions import Action
+from tests.tls.tokens import ISSUER, jwk, jwks, token
 
 WEB_TO_API = {"SourceName": "web", "DestinationName": "api", "Action": "allow"}
 GET = {"source": "web", "method": "GET", "path": "/"}
@@ -432,12 +434,54 @@ def test_claims_meet_the_providers_of_the_document() -> None:
     assert decisions(unknown) == [(False, "jwt_provider_unknown")]
 
 
-def test_a_token_that_nobody_can_prove_is_invalid() -> None:
+def okta(**changes: Any) -> dict[str, Any]:
+    """A provider that brings the public key of `tests.tls.tokens.token`."""
+    keys = {"Local": {"JWKS": b64encode(jwks(jwk())).decode()}}
+    base = {"Kind": "jwt-provider", "Name": "okta", "Issuer": ISSUER, "JSONWebKeySet": keys}
+    return {key: value for key, value in (base | changes).items() if value is not ...}
+
+
+@pytest.mark.parametrize(
+    ("raw", "provider", "decided"),
+    [
+        (token(exp=None), okta(), (True, "intention_allow")),
+        (token(exp=1), okta(), (False, "jwt_invalid")),
+        (token(exp=None, iss="another"), okta(), (False, "jwt_invalid")),
+        (token(exp=None, name="b"), okta(), (False, "jwt_invalid")),
+        (b"a.b.c", okta(), (False, "jwt_invalid")),
+        (b"", okta(), (False, "jwt_invalid")),
+        (token(exp=None), okta(Audiences=["api"]), (False, "jwt_invalid")),
+        (token(exp=None, aud="api"), okta(Audiences=["api"]), (True, "intention_allow")),
+        (token(exp=None), okta(Locations=[{"Cookie": {"Name": "t"}}]), (True, "intention_allow")),
+        (token(exp=None), okta(JSONWebKeySet=...), (False, "jwt_invalid")),
+        (
+            token(exp=None),
+            okta(JSONWebKeySet={"Remote": {"URI": "https://keys.example"}}),
+            (False, "jwt_invalid"),
+        ),
+        (
+            token(exp=None),
+            okta(JSONWebKeySet={"Local": {"Filename": "/keys.json"}}),
+            (False, "jwt_invalid"),
+        ),
+        (token(exp=None), okta(Name="auth0"), (False, "jwt_provider_unknown")),
+    ],
+)
+def test_a_raw_token_is_verified_with_the_keys_in_the_document(
+    raw: bytes, provider: dict[str, Any], decided: tuple[bool, str]
+) -> None:
     row = {**WEB_TO_API, "JWT": {"Providers": [{"Name": "okta"}]}}
-    made = request(token="a.b.c") | {"intentions": [row]}
-    assert decisions(made) == [(False, "jwt_provider_unknown")]
-    provider = {"Name": "okta", "Issuer": "me"}
-    assert decisions(made | {"jwt_providers": [provider]}) == [(False, "jwt_invalid")]
+    made = request(token=raw.decode()) | {"intentions": [row], "jwt_providers": [provider]}
+    assert decisions(made) == [decided]
+
+
+def test_keys_are_looked_at_only_for_a_token() -> None:
+    broken = okta(JSONWebKeySet={"Local": {"JWKS": "!"}})
+    row = {**WEB_TO_API, "JWT": {"Providers": [{"Name": "okta"}]}}
+    made = request() | {"intentions": [row], "jwt_providers": [broken]}
+    assert decisions(made) == [(False, "jwt_missing")]
+    with pytest.raises(DecodeError, match=r"document 0: jwt_providers\[0\]: JSONWebKeySet"):
+        read_document(request(token="a.b.c") | {"jwt_providers": [broken]})
 
 
 def test_the_mesh_entry_sets_the_normalisation() -> None:

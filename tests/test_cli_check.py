@@ -15,6 +15,7 @@ from click.testing import CliRunner, Result
 
 from mesh_middleware.cli import main
 from mesh_middleware.consul.decode import decode_intention
+from mesh_middleware.errors import ConfigError
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import Action
@@ -135,6 +136,26 @@ def test_lint_names_what_surprises_without_failing() -> None:
     assert as_json.stderr.startswith(
         "standard input: document 1: warning: prefix-without-slash: web => api"
     )
+
+
+def test_lint_knows_the_default_and_cannot_drive_the_terminal() -> None:
+    jwt_row = row("\x1b]0;evil\x07") | {"JWT": {"Providers": [{"Name": "okta"}]}}
+    for default, said in (("allow", True), ("deny", False)):
+        made = small({}, default=default, intentions=[jwt_row])
+        linted = run("check", "--lint", "-", stdin=json.dumps(made), color=True)
+        assert ("jwt-under-default-allow" in linted.stdout) is said
+        assert "\x1b]" not in linted.stdout
+
+
+def test_a_missing_library_for_tokens_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_library(entry: Any) -> Any:
+        raise ConfigError("install the library")
+
+    monkeypatch.setattr("mesh_middleware.checkfile.reading.provider_with_keys", no_library)
+    provider = {"Name": "okta", "JSONWebKeySet": {}}
+    made = small({"token": "a.b.c"}, jwt_providers=[provider])
+    result = run("check", "-", stdin=json.dumps(made))
+    assert (result.exit_code, result.stderr) == (2, "Error: install the library\n")
 
 
 def test_a_document_without_requests_is_shown_too() -> None:

@@ -14,6 +14,7 @@ from typing import Any
 
 from mesh_middleware._documents import load_documents
 from mesh_middleware._fields import Place, kind_of
+from mesh_middleware.checkfile.tokens import brings_keys, claims_of, provider_with_keys
 from mesh_middleware.checkfile.values import (
     CheckDocument,
     CheckRequest,
@@ -25,10 +26,11 @@ from mesh_middleware.checkfile.values import (
 from mesh_middleware.consul import decode
 from mesh_middleware.errors import DecodeError, SpiffeIDError
 from mesh_middleware.policy.decision import Reason
-from mesh_middleware.policy.engine import JWTProvider, compile_policy
+from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import WILDCARD, Action, Intention
 from mesh_middleware.policy.request import DEFAULT_NORMALIZATION, HTTPRequest, Normalization
 from mesh_middleware.policy.spiffe import DEFAULT, ServiceIdentity, TrustDomain
+from mesh_middleware.tls.tokens import TokenVerifier
 
 DEFAULT_TRUST_DOMAIN = "11111111-2222-3333-4444-555555555555.consul"
 """The trust domain of a document that names none."""
@@ -109,13 +111,15 @@ def read_document(
     destination = _destination(at, fields, intentions)
     if requests_needed and "requests" not in fields:
         raise at.error("is missing; write a list of requests", "requests")
+    providers = [
+        (key, _entry(at, key, entry, "jwt-provider"))
+        for key, entry in at.items(fields, "jwt_providers")
+    ]
     common = Common(
         trust_domain,
-        tuple(
-            at.decoded(key, decode.decode_jwt_provider, _entry(at, key, entry, "jwt-provider"))
-            for key, entry in at.items(fields, "jwt_providers")
-        ),
+        tuple(at.decoded(key, decode.decode_jwt_provider, entry) for key, entry in providers),
         at.choice(fields, "encoding", Encoding) or Encoding.UTF_8,
+        _verifier(at, fields, providers),
     )
     policy = compile_policy(
         [row for row in intentions if Destination.of(row).covers(destination)],
@@ -153,7 +157,7 @@ def read_request(value: Any, *, number: int = 0, at: Place, common: Common) -> C
         source,
         identity_of(source, common.trust_domain),
         HTTPRequest(method, target, headers) if http_only else None,
-        _claims(at, fields, common.providers),
+        _claims(at, fields, common),
         at.choice(fields, "expect", Action),
         at.text(fields, "description"),
     )
@@ -267,15 +271,25 @@ def _encode(at: Place, key: str, value: Any, encoding: Encoding) -> bytes:
         ) from None
 
 
+def _verifier(
+    at: Place, fields: Mapping[str, Any], providers: Iterable[tuple[str, Mapping[str, Any]]]
+) -> TokenVerifier | None:
+    entries = (entry for _, entry in at.items(fields, "requests"))
+    if not any(isinstance(entry, dict) and "token" in entry for entry in entries):
+        return None
+    return TokenVerifier(
+        at.decoded(key, provider_with_keys, entry) for key, entry in providers if brings_keys(entry)
+    )
+
+
 def _claims(
-    at: Place, fields: Mapping[str, Any], providers: Iterable[JWTProvider]
+    at: Place, fields: Mapping[str, Any], common: Common
 ) -> Mapping[str, Mapping[str, Any] | Reason]:
     if "token" in fields:
         if "claims" in fields:
             raise at.error("say either `claims` or `token`, not both", "token")
-        at.text(fields, "token")
-        # No key of a provider is known here, and a token that nobody can prove proves nothing.
-        return {provider.name: Reason.JWT_INVALID for provider in providers}
+        token = at.text(fields, "token")
+        return claims_of(token, common.providers, common.verifier or TokenVerifier(()))
     value = fields.get("claims")
     if value is None:
         return {}

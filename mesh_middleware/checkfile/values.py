@@ -12,6 +12,7 @@ from mesh_middleware.policy.engine import JWTProvider, Policy
 from mesh_middleware.policy.intentions import WILDCARD, Action, Intention
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.spiffe import DEFAULT, TrustDomain
+from mesh_middleware.tls.tokens import TokenVerifier
 
 
 class Mode(StrEnum):
@@ -30,11 +31,12 @@ class Encoding(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Common:
-    """What all requests of a document share."""
+    """What all requests of a document share. `verifier`: None where no request has a token."""
 
     trust_domain: TrustDomain
     providers: tuple[JWTProvider, ...] = ()
     encoding: Encoding = Encoding.UTF_8
+    verifier: TokenVerifier | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import click
 from mesh_middleware import checkfile
 from mesh_middleware._fields import Place
 from mesh_middleware.checkfile import CheckDocument, CheckRequest, Result
-from mesh_middleware.errors import DecodeError
+from mesh_middleware.errors import ConfigError, DecodeError
 from mesh_middleware.policy.lint import Finding, lint
 
 EXIT_EXPECTATION = 1
@@ -66,7 +66,7 @@ def _read(files: Sequence[str], *, requests_needed: bool = True) -> list[CheckDo
             stdin=sys.stdin.buffer.read,
             requests_needed=requests_needed,
         )
-    except DecodeError as error:
+    except (ConfigError, DecodeError) as error:
         raise BadInput(_printable(str(error))) from None
     except OSError as error:
         raise BadInput(f"{error.filename}: {error.strerror}") from None
