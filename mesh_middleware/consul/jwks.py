@@ -63,7 +63,7 @@ class RemoteKeys:
 
     `fetch`: gives a JWKS document or raises MeshError. `cache_seconds`: None for a document that
     never changes. `changed`: called when `keys` is another set. `failed`: called with each
-    failure, and with None after a good answer. `clock`: monotonic seconds.
+    failure, and with None after a good answer. `clock`: monotonic seconds, as those of `sleep`.
     """
 
     def __init__(
@@ -75,6 +75,7 @@ class RemoteKeys:
         failed: Callable[[MeshError | None], object],
         retry: RetryPolicy = RetryPolicy(),  # noqa: B008  (a frozen value)
         clock: Callable[[], float] = time.monotonic,
+        sleep: Callable[[float], Awaitable[object]] = asyncio.sleep,
         hurry_seconds: float = HURRY_SECONDS,
         failed_seconds: float = FAILED_SECONDS,
         max_stale_seconds: float = MAX_STALE_SECONDS,
@@ -86,6 +87,7 @@ class RemoteKeys:
         self._changed = changed
         self._failed = failed
         self._clock = clock
+        self._sleep = sleep
         self._hurry_seconds = hurry_seconds
         self._failed_seconds = failed_seconds
         self._max_stale_seconds = max_stale_seconds
@@ -145,7 +147,7 @@ class RemoteKeys:
                 await self._hurried.wait()
         except TimeoutError:
             return
-        await asyncio.sleep(max(0.0, self._asked + self._hurry_seconds - self._clock()))
+        await self._sleep(max(0.0, self._asked + self._hurry_seconds - self._clock()))
 
 
 def keys_of(
