@@ -117,7 +117,11 @@ def test_folder_inits_only_export() -> None:
         for node in ast.parse(path.read_text()).body:
             docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
             exports = isinstance(node, ast.ImportFrom | ast.Assign | ast.AnnAssign)
-            assert docstring or exports, f"{path} has logic: {ast.unparse(node)[:80]}"
+            lazy = path.parent == PACKAGE and (
+                (isinstance(node, ast.FunctionDef) and node.name in {"__getattr__", "__dir__"})
+                or (isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING")
+            )
+            assert docstring or exports or lazy, f"{path} has logic: {ast.unparse(node)[:80]}"
 
 
 @pytest.mark.parametrize(
