@@ -8,6 +8,7 @@ level, so that it holds for each of uvicorn's WebSocket implementations.
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable
 from contextlib import suppress
 from typing import Final
 
@@ -47,11 +48,13 @@ class GoAway:
         self.app = app
         self._open: set[_Open] = set()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Serve one scope; only WebSockets are watched."""
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
+        """Serve one scope; only WebSockets are watched, everything else passes without a frame."""
         if scope["type"] != "websocket":
-            await self.app(scope, receive, send)
-            return
+            return self.app(scope, receive, send)
+        return self._watched(scope, receive, send)
+
+    async def _watched(self, scope: Scope, receive: Receive, send: Send) -> None:
         connection = _Open(send)
         self._open.add(connection)
         try:

@@ -90,6 +90,8 @@ class Launcher:
         self._signals = Signals()
         self._presence: Presence | None = None
         self._refusal = ""
+        self._last_resort = threading.Timer(FORCE_SECONDS, os._exit, (ExitCode.RUNTIME,))
+        self._last_resort.daemon = True
         self._serving: Serving
 
     def run(self) -> ExitCode:
@@ -99,6 +101,7 @@ class Launcher:
             listener = stack.enter_context(self._bind())
             self._listen_for_operations(stack)
             self._announce(listener)
+            stack.callback(self._last_resort.cancel)
             code = self._serve(listener, stack)
         logger.info("stopped")
         return code
@@ -177,9 +180,7 @@ class Launcher:
     def _force(self) -> None:
         logger.warning("second signal: not waiting for what is open")
         self._serving.force()
-        timer = threading.Timer(FORCE_SECONDS, os._exit, (ExitCode.RUNTIME,))
-        timer.daemon = True
-        timer.start()
+        self._last_resort.start()
 
     def _refused(self, message: str) -> None:
         """The agent's ACLs don't let us register: nobody would find the service."""

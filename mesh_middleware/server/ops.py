@@ -14,6 +14,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import logging
+import re
 import socket
 import sys
 import threading
@@ -31,6 +32,9 @@ SECURITY_HEADERS: tuple[tuple[str, str], ...] = (
     ("x-content-type-options", "nosniff"),
     ("cache-control", "no-store"),
 )
+
+
+_HOST = re.compile(r"(?:\[([0-9A-Fa-f:.]+)\]|([^:\[\]]+))(?::[0-9]{1,5})?")
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +77,10 @@ def _document(*, why: str, **flags: bool) -> dict[str, Any]:
 
 def host_allowed(header: str | None, configured: str) -> bool:
     """True when a request with this Host cannot come from a rebound name."""
-    if not header:
+    found = _HOST.fullmatch(header or "")
+    if found is None:
         return False
-    name = header.rpartition("]")[0].lstrip("[") if header[0] == "[" else header.split(":")[0]
+    name = found[1] or found[2]
     try:
         ipaddress.ip_address(name)
     except ValueError:

@@ -185,7 +185,7 @@ class MeshScope:
     For each request ``scope["extensions"]["mesh_middleware"]`` is ``{"peer": VerifiedPeer or
     None, "target": bytes}`` and ``scope["extensions"]["tls"]`` follows the ASGI TLS extension.
     The target is the request target as received: uvicorn puts its ``--root-path`` in front of
-    ``raw_path``, which is taken away again here. Costs about one microsecond per request.
+    ``raw_path``, which is taken away again here. Costs about a microsecond per request.
     """
 
     def __init__(self, app: ASGIApp) -> None:
@@ -194,18 +194,22 @@ class MeshScope:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope; lifespan passes as it is."""
         if scope["type"] != "lifespan":
-            state = scope.get("state") or {}
+            state = scope.get("state")
+            peer, tls = (state.pop(PEER_KEY, None), state.pop(TLS_KEY, None)) if state else _NOBODY
+            ours = {"peer": peer, "target": wire_target(scope)}
             extensions = scope.get("extensions")
             if extensions is None:
-                extensions = scope["extensions"] = {}
-            extensions[EXTENSION] = {
-                "peer": state.pop(PEER_KEY, None),
-                "target": wire_target(scope),
-            }
-            tls = state.pop(TLS_KEY, None)
-            if tls is not None:
-                extensions["tls"] = tls
+                scope["extensions"] = (
+                    {EXTENSION: ours} if tls is None else {EXTENSION: ours, "tls": tls}
+                )
+            else:
+                extensions[EXTENSION] = ours
+                if tls is not None:
+                    extensions["tls"] = tls
         await self.app(scope, receive, send)
+
+
+_NOBODY = (None, None)
 
 
 def wire_target(scope: Scope) -> bytes:
@@ -213,8 +217,7 @@ def wire_target(scope: Scope) -> bytes:
     raw: bytes | None = scope.get("raw_path")
     if raw is None:
         raw = quote(scope["path"], safe="/%:@!$&'()*+,;=~").encode("ascii")
-    root: str = scope.get("root_path", "")
-    if root:
+    if root := scope.get("root_path"):
         raw = raw.removeprefix(root.encode("ascii", "replace"))
-    query: bytes = scope.get("query_string", b"")
+    query: bytes | None = scope.get("query_string")
     return raw + b"?" + query if query else raw

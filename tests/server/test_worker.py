@@ -1,0 +1,169 @@
+"""One serving process: its application, its certificates, its readiness."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+import socket
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+
+import pytest
+import uvicorn
+
+from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul.manager import MeshManager
+from mesh_middleware.devagent import DevAgent
+from mesh_middleware.middleware.asgi import MeshMiddleware
+from mesh_middleware.server.context import ServerContext
+from mesh_middleware.server.exits import ExitCode, LaunchError
+from mesh_middleware.server.heartbeat import Board
+from mesh_middleware.server.protocols import MeshScope, protocol_class
+from mesh_middleware.server.readiness import ready_line, wait_until_ready
+from mesh_middleware.server.signals import Signals
+from mesh_middleware.server.worker import Settings, Worker, load_app
+from tests.e2e.launch import Caller
+from tests.server.apps import hello
+from tests.server.mesh import request, running, serving
+from tests.support import wait_for
+
+
+@pytest.fixture(scope="module")
+def agent() -> Iterator[DevAgent]:
+    with DevAgent(default_action="allow") as started:
+        yield started
+
+
+def settings(app: object, **options: object) -> Settings:
+    return Settings(app, MeshConfig("api"), options)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("app", "options"),
+    [
+        (hello, {}),
+        ("tests.server.apps:hello", {}),
+        ("tests.server.apps:make", {"factory": True}),
+        ("tests.server.apps:legacy", {"interface": "asgi2"}),
+        pytest.param(
+            "tests.server.apps:wsgi",
+            {"interface": "wsgi"},
+            marks=pytest.mark.filterwarnings("ignore:Uvicorn's native WSGI:DeprecationWarning"),
+        ),
+    ],
+)
+def test_applications_of_every_kind_are_served(app: object, options: dict[str, object]) -> None:
+    with (
+        serving(load_app(settings(app, **options)), interface="asgi3") as port,
+        socket.create_connection(("127.0.0.1", port), timeout=10) as sock,
+    ):
+        assert request(sock) == (200, b"hello")
+
+
+@pytest.mark.parametrize("app", ["no_such:app", "tests.server.apps:no_such", "tests.server.apps"])
+def test_an_application_that_is_not_there_says_so(app: str) -> None:
+    with pytest.raises(LaunchError, match="module:attribute") as raised:
+        load_app(settings(app))
+    assert raised.value.code is ExitCode.APP_IMPORT
+
+
+def test_an_application_that_fails_to_import_shows_where(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "broken_app.py").write_text("raise RuntimeError('no database')\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(LaunchError, match="RuntimeError: no database"):
+        load_app(settings("broken_app:app"))
+    assert "broken_app.py" in caplog.text
+
+
+def test_uvicorn_alone_can_use_the_hooks(agent: DevAgent, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without the launcher: the three hooks, and a manager started from the environment."""
+    monkeypatch.setenv("CONSUL_HTTP_ADDR", agent.address)
+    context = pickle.loads(pickle.dumps(ServerContext("alone")))
+    config = uvicorn.Config(
+        MeshScope(MeshMiddleware(hello, service="alone")),
+        http=protocol_class(),
+        ssl_context_factory=context,
+        log_config=None,
+        lifespan="off",
+        proxy_headers=False,
+    )
+    caller = Caller.of(agent.address, "web")
+    with running(uvicorn.Server(config)) as port:
+
+        def reply() -> object:
+            try:
+                sock = caller.connect(port, "alone")
+            except OSError:  # connections before the first leaf are dropped
+                return None
+            with closing(sock):
+                return request(sock)
+
+        assert wait_for(reply) == (200, b"hello")
+
+
+def test_a_wait_of_0_takes_the_state_as_it_is(agent: DevAgent) -> None:
+    with MeshManager(MeshConfig("early", address="http://127.0.0.1:1")) as manager:
+        state = wait_until_ready(manager, 0, threading.Event())
+        assert state.missing() == ("roots", "leaf", "intentions", "default action")
+        assert "early starts without roots, leaf, intentions" in ready_line(manager, state, 0.0)
+
+
+def test_the_first_state_is_waited_for(agent: DevAgent) -> None:
+    with MeshManager(MeshConfig("api", address=agent.address)) as manager:
+        state = wait_until_ready(manager, None, threading.Event())
+        assert state.ready
+
+
+def test_an_unreachable_agent_has_its_own_code(caplog: pytest.LogCaptureFixture) -> None:
+    with (
+        MeshManager(MeshConfig("api", address="http://127.0.0.1:1")) as manager,
+        pytest.raises(LaunchError, match=r"not ready after 0\.5 s \(--wait\)") as raised,
+    ):
+        wait_until_ready(manager, 0.5, threading.Event())
+    assert raised.value.code is ExitCode.AGENT_UNREACHABLE
+
+
+def test_a_stop_ends_the_waiting() -> None:
+    stopping = threading.Event()
+    stopping.set()
+    with (
+        MeshManager(MeshConfig("api", address="http://127.0.0.1:1")) as manager,
+        pytest.raises(LaunchError) as raised,
+    ):
+        wait_until_ready(manager, None, stopping)
+    assert raised.value.code is ExitCode.OK
+
+
+def test_a_signal_before_the_server_is_there_still_stops_it() -> None:
+    signals, calls = Signals(), []
+    signals._handle(15, None)
+    signals.call(stop=lambda: calls.append("stop"), force=lambda: calls.append("force"))
+    signals._handle(15, None)
+    signals._handle(15, None)
+    assert calls == ["stop", "force"]
+
+
+def test_a_worker_serves_and_stops(agent: DevAgent, caplog: pytest.LogCaptureFixture) -> None:
+    """In this process, in a thread: as under the launcher, with the board read here."""
+    config = MeshConfig("thread", address=agent.address)
+    options = {"lifespan": "off", "log_config": None, "root_path": "/outer"}
+    board = Board()
+    worker = Worker(Settings(hello, config, options), board)
+    with socket.socket() as listener, caplog.at_level(logging.INFO):
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+        codes: list[ExitCode] = []
+        thread = threading.Thread(target=lambda: codes.append(worker.run([listener])))
+        thread.start()
+        wait_for(lambda: board.health().ready)
+        caller = Caller.of(agent.address, "web")
+        with closing(caller.connect(port, "thread")) as sock:
+            assert request(sock, "/x?y") == (200, b"hello")
+        worker.stop()
+        thread.join(10)
+    assert codes == [ExitCode.OK]
+    assert "is ready after" in caplog.text
