@@ -13,6 +13,7 @@ COMMANDS = MappingProxyType(
         "call": "call:call",
         "check": "check:check",
         "explain": "check:explain",
+        "lint": "lint:lint_command",
         "dev-agent": "dev_agent:dev_agent",
     }
 )
