@@ -86,6 +86,7 @@ class DefaultProber:
                     await self._now.wait()
             except TimeoutError:
                 continue
+            self._now.clear()  # else the next wait would not even yield to the loop
 
     async def _probe(self, trust_domain: TrustDomain, pace: Pace) -> bool:
         """Whether the probe came to an end, with or without an action."""
