@@ -73,10 +73,6 @@ class HeaderLocation:
             return None
         return rest.strip(_BLANK)
 
-    def holds(self, name: bytes, value: bytes) -> bool:
-        """Whether a header line, its name given as `same_name`, is of this location."""
-        return name == same_name(self._name) and self.token_of(value) is not None
-
 
 @dataclass(frozen=True, slots=True)
 class QueryLocation:

@@ -153,11 +153,10 @@ class TokenVerifier:
         return [*kept, *added] if added else kept
 
     def _is_hidden(self, name: bytes, value: bytes) -> bool:
-        name = same_name(name)
-        if name not in self._hidden:
+        locations = self._hidden.get(same_name(name))
+        if locations is None:
             return False
-        locations = self._hidden[name]
-        return not locations or any(location.holds(name, value) for location in locations)
+        return not locations or any(where.token_of(value) is not None for where in locations)
 
     def __repr__(self) -> str:
         names = ", ".join(
