@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 from urllib.parse import quote
 
@@ -70,6 +70,21 @@ class ConsulClient:
     def token_changed(self) -> bool:
         """Whether the token file changed since the last request."""
         return self._token.changed()
+
+    def token_watch(self) -> Callable[[], bool]:
+        """Says, each time it is called, whether there is a new token since the last call.
+
+        Everybody who waits needs one: whoever asks first makes the file look unchanged.
+        """
+        seen = self._token.version
+
+        def renewed() -> bool:
+            nonlocal seen
+            self._token.get()
+            before, seen = seen, self._token.version
+            return seen != before
+
+        return renewed
 
     async def aclose(self) -> None:
         """Close all connections."""

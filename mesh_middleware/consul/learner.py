@@ -95,7 +95,7 @@ class Learner:
                 deliver=lambda answer: self._deliver(part, answer, take),
                 failed=lambda error: self._fail(part, error),
                 wake=wake,
-                hurry=client.token_changed,
+                hurry=client.token_watch(),
             )
 
         return [

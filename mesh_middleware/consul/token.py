@@ -17,7 +17,7 @@ class TokenSource:
     """What to send as ``X-Consul-Token``. Its repr never shows the token.
 
     A token file is read again when its time, size or inode changes. While it cannot be read or is
-    empty (somebody is just writing it), the last good token stays.
+    empty (somebody is just writing it), the last good token stays. `version` counts new ones.
     """
 
     def __init__(self, config: MeshConfig) -> None:
@@ -25,6 +25,7 @@ class TokenSource:
         self._token = None if self._path else config.token
         self._seen: _Signature = None
         self._faulty = False
+        self.version = 0
         if self._path is not None:
             self._seen = self._signature()
             self._token = _read(self._path)
@@ -52,6 +53,7 @@ class TokenSource:
             self._faulty = True
         else:
             self._faulty = False
+            self.version += 1
             logger.info("read a new ACL token from %s", path)
 
     def _signature(self) -> _Signature:

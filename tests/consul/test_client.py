@@ -391,6 +391,19 @@ def test_token_file_is_read_again_when_it_changes(
     assert "second-token" not in caplog.text
 
 
+def test_everybody_who_waits_hears_of_a_new_token(tmp_path: Path) -> None:
+    path = tmp_path / "token"
+    path.write_text("first-token")
+    client = ConsulClient(MeshConfig("web", token_file=str(path)))
+    watches = [client.token_watch() for _ in range(2)]
+    assert [watch() for watch in watches] == [False, False]
+    path.write_text("second-token")
+    assert [watch() for watch in watches] == [True, True]
+    assert [watch() for watch in watches] == [False, False]
+    path.write_text("")
+    assert [watch() for watch in watches] == [False, False]
+
+
 def test_a_token_that_no_header_can_carry(tmp_path: Path) -> None:
     path = tmp_path / "token"
     path.write_text("two words\nInjected: header")
