@@ -55,7 +55,11 @@ from mesh_middleware.tls.certificates import PeerCertificate, TrustBundle
 from mesh_middleware.tls.contexts import VerifiedPeer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from starlette.testclient import TestClient
+
+    from mesh_middleware.checkfile import Result
 
 TRUST_DOMAIN: Final = "11111111-2222-3333-4444-555555555555.consul"
 """The trust domain of callers and rules where a test names none."""
@@ -118,6 +122,45 @@ def mesh_for(
         yield mesh
     finally:
         sources.remove(service, mesh)
+
+
+@dataclass(frozen=True, slots=True)
+class Expectation:
+    """One request of a `check` document, and whether it is decided as its ``expect`` says."""
+
+    result: Result
+
+    def verify(self) -> None:
+        """AssertionError, with the whole trail, when the decision is not the expected one."""
+        if self.result.failed:
+            request, policy = self.result.request, self.result.document.policy
+            why = policy.explain(request.identity, request.http, request.claims)
+            raise AssertionError(f"{self}: expected {request.expect}\n{why}")
+
+    def __str__(self) -> str:
+        request = self.result.request
+        wanted = "" if request.expect is None else f" {request.expect}"
+        return f"{request.source} {request.label}{wanted}"
+
+
+def expectations(*files: str | Path) -> list[Expectation]:
+    """The requests of `check` documents, one test each, in a team's own test suite:
+
+    >>> import pytest
+    >>>
+    >>> def test_intentions(expectation):  # in a test module, with the parameters below
+    ...     expectation.verify()
+    >>>
+    >>> mark = pytest.mark.parametrize  # @mark("expectation", expectations("rules.yaml"), ids=str)
+
+    Requests without ``expect`` are left out. DecodeError for a file that is not a document; OSError
+    as from `open`. Source of the format: docs/reference/check.md.
+    """
+    # Imported here: tests that only stand in for callers need no YAML.
+    from mesh_middleware.checkfile import decide_all, read_files  # noqa: PLC0415
+
+    results = decide_all(read_files([str(file) for file in files]))
+    return [Expectation(result) for result in results if result.request.expect is not None]
 
 
 @dataclass(frozen=True, slots=True)

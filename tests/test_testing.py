@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import doctest
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx2
@@ -21,7 +22,7 @@ from mesh_middleware.errors import ConfigError, SpiffeIDError
 from mesh_middleware.middleware import EXTENSION, MeshMiddleware, peer_identity
 from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.state import sources
-from mesh_middleware.testing import as_service, mesh_for, static_mesh
+from mesh_middleware.testing import as_service, expectations, mesh_for, static_mesh
 
 RULES = [
     Intention("web", "api", Action.ALLOW),
@@ -140,3 +141,22 @@ def test_rules_do_not_replace_a_manager() -> None:
 def test_an_impossible_service_is_refused() -> None:
     with pytest.raises(SpiffeIDError):
         as_service(make_app(), "a/b")
+
+
+DOCUMENT = """
+default: deny
+intentions: [{SourceName: web, DestinationName: api, Action: allow}]
+requests:
+  - {source: web, method: GET, path: /, expect: allow}
+  - {source: batch, method: GET, path: /, expect: allow}
+  - {source: batch, method: GET, path: /}
+"""
+
+
+def test_expectations_of_a_document_are_tests_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(DOCUMENT)
+    held, failed = expectations(tmp_path / "rules.yaml")
+    held.verify()
+    assert str(held) == "web GET / allow"
+    with pytest.raises(AssertionError, match="(?s)batch GET / allow: expected allow.*default_deny"):
+        failed.verify()
