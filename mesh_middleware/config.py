@@ -36,11 +36,10 @@ class MeshConfig:
     agent; `tls_server_name`: the name its certificate must have. `default_action`: None asks the
     agent. `trust_domain`: None adopts the agent's. `wait_seconds`: how long one blocking query may
     wait, 0.05 to 600 (Consul cuts at 10 minutes). `max_staleness_seconds`: how old the intentions
-    may grow while the agent does not answer, before everything is refused; default 72 hours, the
-    life of a leaf; `math.inf` for ever. `allow_plaintext_agent`: let keys and tokens travel over
-    plain HTTP to an address that is not loopback. `allow_plaintext_jwks`: fetch the keys of
-    ``jwt-provider`` entries over plain HTTP from elsewhere too; who is on the way can then sign
-    tokens.
+    may grow while the agent does not answer, before everything is refused; off by default.
+    `allow_plaintext_agent`: let keys and tokens travel over plain HTTP to an address that is not
+    loopback. `allow_plaintext_jwks`: fetch the keys of ``jwt-provider`` entries over plain HTTP
+    from elsewhere too; who is on the way can then sign tokens.
 
     ConfigError names the setting that is wrong and a right value.
     """
@@ -59,7 +58,7 @@ class MeshConfig:
     default_action: Action | None = None
     trust_domain: str | None = None
     wait_seconds: float = 60.0
-    max_staleness_seconds: float = 259200.0
+    max_staleness_seconds: float = math.inf
     allow_plaintext_agent: bool = False
     allow_plaintext_jwks: bool = False
 
