@@ -146,6 +146,7 @@ REFUSED = {
     "alg None": raw_token({"alg": "None", "kid": "a"}, payload()),
     "no alg": raw_token({"kid": "a"}, payload(), b"x" * 64),
     "alg is a number": raw_token({"alg": 256, "kid": "a"}, payload(), b"x" * 64),
+    "alg is a list": raw_token({"alg": ["ES256"], "kid": "a"}, payload(), b"x" * 64),
     "other algorithm": token("ES384", headers={"kid": "a"}),
     "kid is a number": raw_token({"alg": "ES256", "kid": 1}, payload(), b"x" * 64),
     "unknown kid": token(headers={"kid": "z"}),
