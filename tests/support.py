@@ -14,7 +14,7 @@ T = TypeVar("T")
 _never = threading.Event()
 
 
-def wait_for(predicate: Callable[[], T], timeout: float = 10.0, message: str = "") -> T:
+def wait_for(predicate: Callable[[], T], timeout: float = 30.0, message: str = "") -> T:
     """The first true value of `predicate`; AssertionError when there is none in `timeout` seconds."""
     deadline = time.monotonic() + timeout
     while True:
@@ -26,7 +26,7 @@ def wait_for(predicate: Callable[[], T], timeout: float = 10.0, message: str = "
         _never.wait(0.01)
 
 
-async def await_for(predicate: Callable[[], T], timeout: float = 10.0, message: str = "") -> T:
+async def await_for(predicate: Callable[[], T], timeout: float = 30.0, message: str = "") -> T:
     """`wait_for` without blocking the running loop."""
     deadline = time.monotonic() + timeout
     while True:
