@@ -33,6 +33,8 @@ from tests.support import free_port, wait_for
 
 ROOT = Path(__file__).parents[2]
 APP = "tests.e2e.app:app"
+PLAIN = "tests.server.apps:hello"
+"""Starts faster, for tests that ask it nothing."""
 
 
 class Launched:

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from mesh_middleware.devagent import DevAgent
-from tests.e2e.launch import Launched
+from tests.e2e.launch import PLAIN, Launched
 from tests.support import free_port, wait_for
 
 
@@ -53,7 +53,7 @@ def agent() -> Iterator[DevAgent]:
 def test_1_an_agent_that_answers_nonsense() -> None:
     with (
         answering(500, b"no cluster leader") as address,
-        Launched(address, "--wait", "1") as launched,
+        Launched(address, "--wait", "1", app=PLAIN) as launched,
     ):
         assert launched.ends() == 1
         assert "not ready after 1 s (--wait)" in launched.log
@@ -82,7 +82,9 @@ def test_3_the_application_does_not_start(agent: DevAgent) -> None:
 def test_4_no_agent(agent: DevAgent) -> None:
     port = free_port()
     ops = free_port()
-    with Launched(f"http://127.0.0.1:{port}", "--wait", "3", "--ops-port", str(ops)) as launched:
+    with Launched(
+        f"http://127.0.0.1:{port}", "--wait", "3", "--ops-port", str(ops), app=PLAIN
+    ) as launched:
         launched.says("still waiting")
         live = httpx.get(f"http://127.0.0.1:{ops}/health/live", trust_env=False)
         ready = httpx.get(f"http://127.0.0.1:{ops}/health/ready", trust_env=False)
@@ -97,7 +99,7 @@ def test_4_no_agent(agent: DevAgent) -> None:
 def test_5_a_token_that_may_nothing() -> None:
     with (
         answering(403, b"Permission denied") as address,
-        Launched(address, "--wait", "1") as launched,
+        Launched(address, "--wait", "1", app=PLAIN) as launched,
     ):
         assert launched.ends() == 5
         assert "service identity for 'web'" in launched.log
@@ -108,10 +110,10 @@ def test_6_a_taken_port(agent: DevAgent) -> None:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
-        with Launched(agent.address, port=port) as launched:
+        with Launched(agent.address, port=port, app=PLAIN) as launched:
             assert launched.ends() == 6
             assert f"127.0.0.1:{port} is taken by another process" in launched.log
-        with Launched(agent.address, "--ops-port", str(port)) as launched:
+        with Launched(agent.address, "--ops-port", str(port), app=PLAIN) as launched:
             assert launched.ends() == 6
             assert f"--ops-port {port}" in launched.log
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from mesh_middleware.devagent import DevAgent
-from tests.e2e.launch import ROOT, Caller, Launched, health, worker_pids
+from tests.e2e.launch import PLAIN, ROOT, Caller, Launched, health, worker_pids
 from tests.support import wait_for
 
 
@@ -64,7 +64,7 @@ def test_workers_share_the_port_and_one_registration(agent: DevAgent) -> None:
 
 
 def test_workers_end_when_their_parent_is_killed(agent: DevAgent) -> None:
-    launched = Launched(agent.address, "--workers", "2", "--no-register")
+    launched = Launched(agent.address, "--workers", "2", "--no-register", app=PLAIN)
     with launched:
         launched.says("Application startup complete", times=2)
         pids = worker_pids(launched.log)

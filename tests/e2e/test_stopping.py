@@ -5,6 +5,7 @@ from __future__ import annotations
 import concurrent.futures
 import signal
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 
@@ -12,7 +13,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from mesh_middleware.devagent import DevAgent
-from tests.e2e.launch import Caller, Launched, health
+from tests.e2e.launch import PLAIN, Caller, Launched, health
 from tests.server.mesh import request
 from tests.support import wait_for
 
@@ -83,7 +84,7 @@ def test_a_second_signal_does_not_wait_for_open_requests(
 
 
 def test_a_stop_while_waiting_for_the_agent_is_a_clean_one() -> None:
-    with Launched("http://127.0.0.1:1", "--wait", "forever") as launched:
+    with Launched("http://127.0.0.1:1", "--wait", "forever", app=PLAIN) as launched:
         launched.says("still waiting")
         assert launched.stop() == 0
 
@@ -95,3 +96,20 @@ def test_open_requests_are_cut_after_the_time_to_drain(agent: DevAgent) -> None:
             slow.sendall(b"GET /slow?seconds=60 HTTP/1.1\r\nhost: mesh\r\n\r\n")
             assert launched.stop() == 0
     assert not health(agent.address, "web")
+
+
+def test_run_from_python_is_a_whole_program(agent: DevAgent) -> None:
+    launched = launch(agent)
+    program = (
+        "import mesh_middleware\n"
+        "from tests.server.apps import hello\n"
+        f"mesh_middleware.run(hello, service='py', port={launched.port}, grace=0)\n"
+        "print('after the stop')"
+    )
+    launched.command = [sys.executable, "-c", program]
+    with launched:
+        launched.serves()
+        with closing(Caller.of(agent.address, "web").connect(launched.port, "py")) as sock:
+            assert request(sock) == (200, b"hello")
+        assert launched.stop() == 0
+        assert launched.log.rstrip().endswith("after the stop")
