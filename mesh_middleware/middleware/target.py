@@ -56,13 +56,10 @@ def routed_requests(
     """`request` as a router sees it that takes one of `roots` off the path, where that matters."""
     path: str = scope["path"]
     for root in roots:
-        if (
-            not root
-            or not path.startswith(root)
-            or path[len(root) : len(root) + 1] not in ("", "/")
-        ):
+        if not root or not path.startswith(root):
             continue
-        routed = path[len(root) :] or "/"
+        # Not only before a slash: a2wsgi takes /api off /apiadmin, and Flask then routes /admin.
+        routed = "/" + path[len(root) :].removeprefix("/")
         if routed in (request.decoded_path, path):
             continue
         query: bytes = scope.get("query_string") or b""

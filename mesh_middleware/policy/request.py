@@ -129,6 +129,8 @@ Reading = tuple[str, bytes]
 """A reading's name and the path it gives."""
 
 _SEGMENT = rb"(?!\.\.?(?:[;/?]|\Z))[A-Za-z0-9\-._~!$&'()*+,;=:@]+"
+PLAIN_METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS TRACE".split())
+"""Methods that need no closer look."""
 PLAIN_TARGET = re.compile(rb"(/(?:" + _SEGMENT + rb"(?:/" + _SEGMENT + rb")*/?)?)(?:\?[!\"$-~]*)?")
 """Matches a target whose path, group 1, has exactly one reading."""
 
@@ -146,11 +148,14 @@ def split_target(request: HTTPRequest) -> tuple[bytes, bytes, bytes | None]:
     """Path, the rest (``?`` and query, or empty), and the authority of an absolute-form target.
 
     MalformedRequestError for anything but a path after an absolute-form prefix is removed, and for
-    bytes that no request target may hold (RFC 9112 3.2: visible ASCII without ``#``).
+    bytes that no request target may hold (RFC 9112 3.2: visible ASCII without ``#``). A method in
+    lower case is malformed too: rules compare it with case, werkzeug routes it without.
     """
     target = request.target
     if request.method == "CONNECT":
         raise MalformedRequestError("CONNECT names no path")
+    if request.method != request.method.upper():
+        raise MalformedRequestError("the method is not in upper case")
     if not _ALLOWED_BYTES.fullmatch(target):
         raise MalformedRequestError("the target is empty or has a byte that must be escaped")
     authority = None
@@ -167,14 +172,15 @@ def read_path(
 ) -> tuple[Reading, ...]:
     """Every distinct reading of `path`, the canonical one first.
 
-    MalformedRequestError for a bad escape, NUL, text that is not UTF-8 once decoded, and an escaped
-    slash where the mesh refuses it (a redirect is a refusal here: nothing is rewritten).
+    MalformedRequestError for a bad escape, a NUL or line feed, text that is not UTF-8 once decoded,
+    and an escaped slash where the mesh refuses it (a redirect is a refusal here: nothing is
+    rewritten). Line feeds: the ``$`` of a router's regular expression overlooks one at the end.
     """
     if _BAD_ESCAPE.search(path):
         raise MalformedRequestError("the path has a '%' without two hex digits")
     decoded = unquote_to_bytes(path)
-    if b"\x00" in decoded:
-        raise MalformedRequestError("the path has a NUL")
+    if b"\x00" in decoded or b"\n" in decoded:
+        raise MalformedRequestError("the path has a NUL or a line feed")
     try:
         decoded.decode("utf-8")
     except UnicodeDecodeError:
@@ -197,8 +203,8 @@ def _received(decoded_path: str) -> bytes:
         received = decoded_path.encode("utf-8")
     except UnicodeEncodeError:
         raise MalformedRequestError("the path that the server handed over is not text") from None
-    if b"\x00" in received:
-        raise MalformedRequestError("the path that the server handed over has a NUL")
+    if b"\x00" in received or b"\n" in received:
+        raise MalformedRequestError("the path that the server handed over has a NUL or line feed")
     return received
 
 

@@ -176,7 +176,7 @@ class Dice:
         target = self.target()
         ask = Ask(
             source=self.source(),
-            method=self.one(["GET", "GET", "GET", *METHODS]),
+            method=self.one([*["GET"] * 7, *METHODS]),
             target=target,
             headers=[self.header() for _ in self.several(3)],
             scheme=self.one(["https", "http"]),

@@ -386,6 +386,8 @@ def paths(world: World, ask: Ask) -> list[tuple[bytes, bytes]]:
     """Every reading of the target's path, and the query as sent (with its `?`)."""
     if ask.method == "CONNECT":
         raise Refuse("CONNECT")
+    if ask.method.upper() != ask.method:
+        raise Refuse("lower-case method")
     hosts = [value.strip(b" \t") for name, value in ask.headers if name.lower() == b"host"]
     if len(hosts) > 1:
         raise Refuse("several hosts")
@@ -411,8 +413,8 @@ def paths(world: World, ask: Ask) -> list[tuple[bytes, bytes]]:
         except UnicodeEncodeError:
             raise Refuse("not text") from None
     for reading in decoded:
-        if b"\0" in reading:
-            raise Refuse("NUL")
+        if b"\0" in reading or b"\n" in reading:
+            raise Refuse("NUL or line feed")
         readings |= {reading, resolved(reading)}
     return [(reading, mark + query) for reading in readings]
 
