@@ -63,6 +63,8 @@ class Watcher:
             await self.deliver(answer)
         except (ConsulError, DecodeError) as error:
             self.query.failed(denied=is_denied(error))
+            # A restarted agent counts anew: waiting past an index from before would miss changes.
+            self._wake_query.index = 0
             self.failed(error)
             return
         self.query.answered(ask.index, answer.index)

@@ -86,6 +86,12 @@ def test_an_agent_without_index_is_polled() -> None:
     assert script.only("sleep") == [POLL_SECONDS] * 2
 
 
+def test_after_a_failure_the_query_that_wakes_starts_anew_too() -> None:
+    """The agent may have restarted: an index from before would wait past its first changes."""
+    script = Script(None, ConsulError("gone"), None, wake=(40, 1)).run()
+    assert script.only("wake") == [0, 0]
+
+
 def test_another_query_wakes_what_cannot_block() -> None:
     """The first wake answers at once, so that no change between the two is lost."""
     script = Script(None, None, None, wake=(40, 41)).run()
