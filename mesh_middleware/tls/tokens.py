@@ -3,7 +3,8 @@
 How a token is judged for one provider:
 
 1. It is the only token in the first of the provider's locations that has any. None: no claims.
-2. At most `MAX_TOKEN` bytes, a header and a payload that are JSON objects, no ``crit``.
+2. At most `MAX_TOKEN` bytes, three parts of base64url; header and payload are JSON objects; no
+   ``crit``.
 3. ``iss`` is the provider's issuer. Asked before the signature, because several providers may
    look at the same header and only one of them can know the key.
 4. A key of the provider, for the algorithm that the key allows, signed it (`tls.jwks`).
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from base64 import b64decode
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -40,6 +42,7 @@ Headers = Sequence[tuple[bytes, bytes]]
 MAX_TOKEN: Final = 16 * 1024
 """Bytes of a token; servers limit a header line to about as much."""
 
+_TOKEN: Final = re.compile(rb"[\w-]+={0,2}\.[\w-]+={0,2}\.[\w-]+={0,2}")  # base64url, three times
 _LATEST: Final = 2**53  # seconds; beyond it a JSON number is no longer exact
 
 
@@ -223,9 +226,9 @@ class _Judge:
 
     def judge(self, token: bytes) -> VerifiedToken | _KeyUnknown | None:
         """The token, None when it can never count, or that its key is not here."""
-        parts = token.split(b".")
-        if len(parts) != 3:
+        if not _TOKEN.fullmatch(token):
             return None
+        parts = token.split(b".")
         header, claimed = _json_object(_decoded(parts[0])), _json_object(_decoded(parts[1]))
         if header is None or claimed is None or "crit" in header:
             return None

@@ -163,6 +163,8 @@ REFUSED = {
     "expired": token(exp=NOW - 30),
     "not yet": token(nbf=NOW + 31),
     "bytes that are not ASCII": token() + b"\xff",
+    "junk in the signature": token()[:-5] + b"\x00" + token()[-5:],
+    "too much padding": token() + b"===",
     "space": b"x " + token(),
     "empty parts": b"..",
 }
