@@ -12,6 +12,7 @@ import click
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.devagent import DevAgent
 from mesh_middleware.errors import ConfigError
+from mesh_middleware.middleware.audit import EnforcementMode
 from mesh_middleware.server.exits import ExitCode
 from mesh_middleware.server.launcher import GRACE_SECONDS, serve
 from mesh_middleware.server.options import from_command_line, uvicorn_params
@@ -90,6 +91,19 @@ OPTIONS: tuple[click.Parameter, ...] = (
         show_default=True,
         help="Seconds between the check going critical and the listeners closing.",
     ),
+    # Without a variable in the environment: who turns enforcement off must have written it down.
+    click.Option(
+        ["--enforcement"],
+        type=click.Choice([str(mode) for mode in EnforcementMode]),
+        default=str(EnforcementMode.ENFORCE),
+        show_default=True,
+        help="audit: log and count what the intentions refuse, and pass it on.",
+    ),
+    click.Option(
+        ["--debug-headers"],
+        is_flag=True,
+        help="Say the reason in a response header of what audit passes on.",
+    ),
     click.Option(["--dev"], is_flag=True, help="Run a development agent in this process."),
     click.Option(
         ["--dev-intentions"],
@@ -121,6 +135,8 @@ def _run(
     ops_port: int | None,
     ops_host: str,
     grace: float,
+    enforcement: str,
+    debug_headers: bool,
     dev: bool,
     dev_intentions: str | None,
     **uvicorn_options: Any,
@@ -151,6 +167,8 @@ def _run(
                 ops_port=ops_port,
                 grace=grace,
                 suggest=dev,
+                enforcement=enforcement,
+                debug_headers=debug_headers,
                 **options,
             )
     except ConfigError as error:

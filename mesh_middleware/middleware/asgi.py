@@ -11,6 +11,8 @@ What is allowed goes on to the application with the caller in the scope (`peer_i
 without headers by which a client could pretend to be somebody (`middleware.headers`); tokens are
 removed too, and verified payloads added, as their providers say (`tls.tokens`).
 
+In audit (`middleware.audit`) what rules refuse goes on too; `decision_of` tells the application.
+
 Only ``lifespan`` passes undecided. A scope of any other kind raises: nothing is answered and the
 application is not called.
 """
@@ -25,8 +27,9 @@ from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
 
-from mesh_middleware._types import ASGIApp, Receive, Scope, Send
+from mesh_middleware._types import ASGIApp, Message, Receive, Scope, Send
 from mesh_middleware.errors import ConfigError, MeshError
+from mesh_middleware.middleware.audit import AUDIT_HEADER, Audit, AuditRule
 from mesh_middleware.middleware.headers import visible_headers
 from mesh_middleware.middleware.peer import (
     ENFORCED,
@@ -34,10 +37,17 @@ from mesh_middleware.middleware.peer import (
     Caller,
     ChainVerifier,
     Enforcement,
+    decision_of,
     handshake_caller,
 )
 from mesh_middleware.middleware.refusal import Refusal, refuse, request_id_of, send_refusal
-from mesh_middleware.middleware.target import routed_requests, server_root, wire_request
+from mesh_middleware.middleware.target import (
+    PLAIN_METHODS,
+    has_sound_method,
+    routed_requests,
+    server_root,
+    wire_request,
+)
 from mesh_middleware.observe.decisions import allowed, decision_log, log_fields, logger
 from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.engine import NO_CLAIMS, Claims, Policy
@@ -46,6 +56,8 @@ from mesh_middleware.state import MeshState, StateSource, sources
 from mesh_middleware.tls.contexts import VerifiedPeer
 
 _DECIDED: Final = frozenset({"http", "websocket"})
+
+_STARTS: Final = ("http.response.start", "websocket.accept")
 
 _EXEMPT: Final = Decision(allowed=True, reason=Reason.EXEMPT_PATH)
 
@@ -60,6 +72,11 @@ class MeshMiddleware:
     `exempt_paths`: paths such as ``/health/live`` that anybody may GET or HEAD without a
     certificate; exactly these, without a query. Prefer the launcher's operations listener.
 
+    `enforcement`: ``"audit"`` logs and counts what the rules refuse and passes it on; a caller
+    must still be proven. `audit`: `AuditRule` values, for single routes or sources.
+    `debug_headers`: say the reason in a response header (`AUDIT_HEADER`) of such a request. Of two
+    middlewares around one another the outer one decides.
+
     ConfigError for wrong arguments; when running, for a manager that cannot be configured, and
     for two middlewares of different services around one another.
     """
@@ -71,6 +88,9 @@ class MeshMiddleware:
         service: str | None = None,
         mesh: StateSource | None = None,
         exempt_paths: Iterable[str] = (),
+        enforcement: str = "enforce",
+        audit: Iterable[AuditRule] = (),
+        debug_headers: bool = False,
     ) -> None:
         if (service is None) is (mesh is None):
             raise ConfigError("MeshMiddleware takes service='name' or mesh=manager, one of the two")
@@ -80,6 +100,9 @@ class MeshMiddleware:
         self._service = service or ""
         self._mesh = mesh
         self._exempt = exempt_targets(exempt_paths)
+        self._audit = Audit.of(enforcement, audit)
+        self._unsaid = bool(self._audit)
+        self._debug_headers = debug_headers
         # FastAPI(root_path=...) sets it in its own scopes, which an outer middleware never sees.
         app_root = getattr(app, "root_path", "")
         self._app_root = app_root.rstrip("/") if isinstance(app_root, str) else ""
@@ -88,6 +111,8 @@ class MeshMiddleware:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""
         kind = scope["type"]
+        if self._unsaid:
+            self._say_audit()
         if kind not in _DECIDED:
             await self._undecided(scope, receive, send)
             return
@@ -104,6 +129,8 @@ class MeshMiddleware:
         if refusal is not None:
             await send_refusal(scope, send, refusal)
             return
+        if self._debug_headers:
+            send = with_audit_header(scope, send)
         await self.app(scope, receive, send)
 
     # -- enforcing --------------------------------------------------------------------------
@@ -129,10 +156,12 @@ class MeshMiddleware:
         if not decision.allowed:
             request_id = request_id_of(scope["headers"])
             fields = self._fields(scope, request, caller, decision, state)
-            decision_log.refused({**fields, "mesh_request_id": request_id})
-            status = 503 if state.fault is not None else None
-            return refuse(decision.reason, request_id, status=status)
-        if logger.isEnabledFor(logging.DEBUG):
+            audited = self._passes(scope, request, caller, decision, state)
+            decision_log.refused({**fields, "mesh_request_id": request_id}, enforced=not audited)
+            if not audited:
+                status = 503 if state.fault is not None else None
+                return refuse(decision.reason, request_id, status=status)
+        elif logger.isEnabledFor(logging.DEBUG):
             allowed(self._fields(scope, request, caller, decision, state))
         policy = state.policy
         headers = visible_headers(
@@ -148,6 +177,27 @@ class MeshMiddleware:
         mark = Enforcement(self._service or state.service, decision, caller, method, scope["path"])
         scope["extensions"] = {**extensions, EXTENSION: {**ours, ENFORCED: mark}}
         return None
+
+    def _passes(
+        self,
+        scope: Scope,
+        request: HTTPRequest,
+        caller: Caller | None,
+        decision: Decision,
+        state: MeshState,
+    ) -> bool:
+        """Whether a refused request goes on all the same, because it is in audit."""
+        if not self._audit:
+            return False
+        roots = {server_root(scope), self._app_root}
+        requests = (request, *routed_requests(scope, request, roots))
+        return self._audit.passes(decision, caller, state.fault, requests)
+
+    def _say_audit(self) -> None:
+        """Once, when it is used first: at construction nobody may have set logging up yet."""
+        self._unsaid = False
+        service = self._service or (self._mesh.state.service if self._mesh else "")
+        logger.warning("%s: %s", service, self._audit, extra={"mesh_service": service})
 
     def _fields(
         self,
@@ -191,6 +241,8 @@ class MeshMiddleware:
             caller = self._chains.caller(extensions.get("tls"), state, time.time())
         if isinstance(caller, Reason):
             return None, Decision(allowed=False, reason=caller)
+        if request.method not in PLAIN_METHODS and not has_sound_method(request):
+            return caller, Decision(allowed=False, reason=Reason.MALFORMED_TARGET)
         decision = policy.decide(caller, request, claims)
         if decision.allowed and (scope.get("root_path") or self._app_root):
             return caller, self._decide_routed(
@@ -259,6 +311,21 @@ class MeshMiddleware:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 raise
         await self.app(scope, receive, send)
+
+
+def with_audit_header(scope: Scope, send: Send) -> Send:
+    """`send`, adding `AUDIT_HEADER` to the response of a request that rules refuse."""
+    decision = decision_of(scope)
+    if decision is None or decision.allowed:
+        return send
+    header = (AUDIT_HEADER, decision.reason.encode("ascii"))
+
+    async def told(message: Message) -> None:
+        if message["type"].endswith(_STARTS):
+            message = {**message, "headers": [*(message.get("headers") or ()), header]}
+        await send(message)
+
+    return told
 
 
 def exempt_targets(paths: Iterable[str]) -> dict[bytes, str]:

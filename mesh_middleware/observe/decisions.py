@@ -99,8 +99,11 @@ class DecisionLog:
         self._buckets: dict[tuple[str, str | None], _Bucket] = {}
         self._summary_at = clock() + SUMMARY_SECONDS
 
-    def refused(self, fields: dict[str, Any]) -> None:
-        """One refusal, as `log_fields` describes it: a WARNING, or one more that is left out."""
+    def refused(self, fields: dict[str, Any], *, enforced: bool = True) -> None:
+        """One refusal, as `log_fields` describes it: a WARNING, or one more that is left out.
+
+        `enforced` False: the request was passed on, because it is in audit.
+        """
         now = self._clock()
         with self._lock:
             summary = self._summary(now)
@@ -114,14 +117,15 @@ class DecisionLog:
         if left_out is None:
             return
         logger.warning(
-            "refused %s %s from %s: %s%s%s",
+            "%s %s %s from %s: %s%s%s",
+            "refused" if enforced else "audit: would refuse",
             fields["mesh_method"],
             fields["mesh_path"],
             fields["mesh_source"] or "nobody",
             fields["mesh_reason"],
             f" ({fields['mesh_detail']})" if fields["mesh_detail"] else "",
             f"; {left_out} more like it were not logged" if left_out else "",
-            extra={**fields, "mesh_left_out": left_out},
+            extra={**fields, "mesh_left_out": left_out, "mesh_enforced": enforced},
         )
 
     def _take(self, key: tuple[str, str | None], now: float) -> int | None:

@@ -26,6 +26,7 @@ from dotenv import load_dotenv
 from mesh_middleware._types import ASGIApp
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.errors import ConfigError
+from mesh_middleware.middleware.audit import Audit, AuditRule, EnforcementMode
 from mesh_middleware.server.exits import ExitCode, LaunchError
 from mesh_middleware.server.heartbeat import Board
 from mesh_middleware.server.listen import bind
@@ -123,6 +124,8 @@ class Launcher:
             self._settings.config.address,
             f", {self._workers} workers" if self._board.slots > 1 else "",
         )
+        if self._settings.middleware.get("enforcement") == EnforcementMode.AUDIT:
+            logger.warning("AUDIT MODE (--enforcement audit): nothing is refused by an intention")
 
     def _listen_for_operations(self, stack: ExitStack) -> None:
         port, host = self._placement.ops_port, self._placement.ops_host
@@ -216,6 +219,9 @@ def serve(
     ops_port: int | None = None,
     grace: float = GRACE_SECONDS,
     suggest: bool = False,
+    enforcement: str = "enforce",
+    audit: Iterable[AuditRule] = (),
+    debug_headers: bool = False,
     **uvicorn_options: Any,
 ) -> ExitCode:
     """Serve `app` as `service` of the mesh until a signal says stop; the exit code for the process.
@@ -226,7 +232,8 @@ def serve(
     there; None waits for ever. `register`, `advertise`, `tags`, `meta`: the entry in the
     catalogue. `ops_port`: plain HTTP for /health/live and /health/ready on `ops_host`. `grace`:
     seconds between the check going critical and the listeners closing. `suggest`: log, with each
-    refusal, the intention that would allow it (development). `uvicorn_options`: those of
+    refusal, the intention that would allow it (development). `enforcement`, `audit`,
+    `debug_headers`: as `MeshMiddleware` takes them. `uvicorn_options`: those of
     `uvicorn.run`, but for TLS and proxy headers, which the mesh decides.
 
     What goes wrong is logged and is in the exit code (`ExitCode`); ConfigError only for a wrong
@@ -242,7 +249,19 @@ def serve(
         config = MeshConfig.from_env(service)
     elif config.service != service:
         raise ConfigError(f"service is {service!r}, but config is for {config.service!r}")
-    settings = Settings(app, config, uvicorn_options, wait_seconds=wait, suggest=suggest)
+    in_audit = Audit.of(enforcement, audit)
+    settings = Settings(
+        app,
+        config,
+        uvicorn_options,
+        wait_seconds=wait,
+        suggest=suggest,
+        middleware={
+            "enforcement": str(in_audit.mode),
+            "audit": in_audit.rules,
+            "debug_headers": debug_headers,
+        },
+    )
     placement = Placement(
         register=register,
         advertise=advertise,

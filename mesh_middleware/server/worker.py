@@ -17,7 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import uvicorn
@@ -52,7 +52,8 @@ class Settings:
     """What a serving process needs; can be pickled when `app` is a string.
 
     `options`: names and values of `uvicorn.run`. `wait_seconds`: None is for ever. `suggest`: log
-    the intention that would allow what is refused.
+    the intention that would allow what is refused. `middleware`: further arguments of
+    `MeshMiddleware`.
     """
 
     app: str | ASGIApp
@@ -60,6 +61,7 @@ class Settings:
     options: Mapping[str, Any]
     wait_seconds: float | None = 30.0
     suggest: bool = False
+    middleware: Mapping[str, Any] = field(default_factory=dict)
 
 
 def logging_config() -> dict[str, Any]:
@@ -187,7 +189,9 @@ class Worker:
         started = time.monotonic()
         if self._settings.suggest:
             SuggestionHandler.install()
-        self._goaway.app = MeshMiddleware(load_app(self._settings), mesh=self._manager)
+        self._goaway.app = MeshMiddleware(
+            load_app(self._settings), mesh=self._manager, **self._settings.middleware
+        )
         self._config.app = MeshScope(self._goaway)
         self._config.interface, self._config.factory = "asgi3", False
         with self._manager as manager:
