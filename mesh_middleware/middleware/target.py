@@ -26,6 +26,19 @@ _PATH_SAFE = "/:@!$&'()*+,;=~"
 _HTTP_SCHEMES: dict[str, str] = {"ws": "http", "wss": "https"}
 
 
+PLAIN_METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS TRACE".split())
+"""Methods that need no closer look."""
+
+
+def has_sound_method(request: HTTPRequest) -> bool:
+    """Whether the method means the same to rules and to routers.
+
+    Rules compare methods with case, and werkzeug routes them without: a deny on DELETE must not be
+    walked around by ``delete``. Servers with httptools refuse such methods themselves.
+    """
+    return request.method == request.method.upper()
+
+
 def wire_request(scope: Scope, method: str, recorded: bytes | None) -> HTTPRequest:
     """The request that rules judge. `recorded`: the target that the launcher saw, if it did."""
     path: str = scope["path"]

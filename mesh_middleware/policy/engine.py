@@ -35,7 +35,6 @@ from mesh_middleware.policy.jwt import NO_CLAIMS, Claims, Issuers, JWTProvider, 
 from mesh_middleware.policy.peering import PeerBundle
 from mesh_middleware.policy.request import (
     DEFAULT_NORMALIZATION,
-    PLAIN_METHODS,
     PLAIN_TARGET,
     HTTPRequest,
     MalformedRequestError,
@@ -132,11 +131,7 @@ class Policy:
         except KeyError:
             rule = self._find(key)
         plain = _plain_target(request.target)
-        if (
-            plain is None
-            or request.method not in PLAIN_METHODS
-            or not self._headers_are_sound(request)
-        ):
+        if plain is None or request.method == "CONNECT" or not self._headers_are_sound(request):
             return self._decide_closely(rule, key, request, claims)
         path = plain[1]
         if request.decoded_path is not None and request.decoded_path != path.decode("ascii"):

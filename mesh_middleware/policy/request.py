@@ -129,8 +129,6 @@ Reading = tuple[str, bytes]
 """A reading's name and the path it gives."""
 
 _SEGMENT = rb"(?!\.\.?(?:[;/?]|\Z))[A-Za-z0-9\-._~!$&'()*+,;=:@]+"
-PLAIN_METHODS = frozenset("GET HEAD POST PUT PATCH DELETE OPTIONS TRACE".split())
-"""Methods that need no closer look."""
 PLAIN_TARGET = re.compile(rb"(/(?:" + _SEGMENT + rb"(?:/" + _SEGMENT + rb")*/?)?)(?:\?[!\"$-~]*)?")
 """Matches a target whose path, group 1, has exactly one reading."""
 
@@ -148,14 +146,11 @@ def split_target(request: HTTPRequest) -> tuple[bytes, bytes, bytes | None]:
     """Path, the rest (``?`` and query, or empty), and the authority of an absolute-form target.
 
     MalformedRequestError for anything but a path after an absolute-form prefix is removed, and for
-    bytes that no request target may hold (RFC 9112 3.2: visible ASCII without ``#``). A method in
-    lower case is malformed too: rules compare it with case, werkzeug routes it without.
+    bytes that no request target may hold (RFC 9112 3.2: visible ASCII without ``#``).
     """
     target = request.target
     if request.method == "CONNECT":
         raise MalformedRequestError("CONNECT names no path")
-    if request.method != request.method.upper():
-        raise MalformedRequestError("the method is not in upper case")
     if not _ALLOWED_BYTES.fullmatch(target):
         raise MalformedRequestError("the target is empty or has a byte that must be escaped")
     authority = None

@@ -386,8 +386,6 @@ def paths(world: World, ask: Ask) -> list[tuple[bytes, bytes]]:
     """Every reading of the target's path, and the query as sent (with its `?`)."""
     if ask.method == "CONNECT":
         raise Refuse("CONNECT")
-    if ask.method.upper() != ask.method:
-        raise Refuse("lower-case method")
     hosts = [value.strip(b" \t") for name, value in ask.headers if name.lower() == b"host"]
     if len(hosts) > 1:
         raise Refuse("several hosts")
