@@ -128,7 +128,7 @@ def test_a_set_has_at_most_so_many_keys() -> None:
         b'{"keys": {}}',
         b"\xff",
         b"[" * 100_000,
-        b" " * (MAX_DOCUMENT + 1),
+        jwks(jwk()) + b" " * MAX_DOCUMENT,
     ],
 )
 def test_what_is_no_key_set_is_refused(document: bytes) -> None:
