@@ -345,6 +345,14 @@ def test_a_bad_signature_is_remembered(signatures: list[bytes]) -> None:
     assert len(signatures) == 1
 
 
+@pytest.mark.parametrize("case", ["junk in the signature", "too much padding", "other issuer"])
+def test_the_library_is_not_asked_about_what_is_no_token_of_ours(
+    case: str, signatures: list[bytes]
+) -> None:
+    assert outcome(REFUSED[case]) is Reason.JWT_INVALID
+    assert signatures == []
+
+
 def test_a_flood_of_bad_tokens_drives_no_good_one_out(signatures: list[bytes]) -> None:
     using = verifier()
     text = token()
