@@ -139,6 +139,15 @@ def test_a_field_that_is_absent_null_or_empty_is_not_set() -> None:
     assert decode_intention({**ROW, **empty}) == plain
 
 
+def test_a_condition_that_is_empty_is_not_set() -> None:
+    """An empty prefix that counted as set would match every path."""
+    header = dict.fromkeys("Name Exact Prefix Suffix Contains Regex".split(), "")
+    http = dict.fromkeys("PathExact PathPrefix PathRegex".split(), "")
+    row = {**ROW, "Permissions": [{"HTTP": {**http, "Methods": [], "Header": [header]}}]}
+    found = decode_intention(row).permissions[0].http
+    assert found == HTTPMatch(headers=(HeaderMatch(""),))
+
+
 # name, what replaces or joins a row's fields, the names of what is not known
 UNKNOWN: list[tuple[str, dict[str, Any], tuple[str, ...]]] = [
     ("scalars are bookkeeping", {"Novel": "x", "Other": 1, "More": True}, ()),
