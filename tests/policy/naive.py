@@ -217,7 +217,7 @@ def strange(block: Mapping[str, Any], known: Sequence[str]) -> bool:
 
 
 def strange_row(row: Mapping[str, Any]) -> bool:
-    return strange(row, INTENTION_FIELDS) or row.get("SourceType", "consul") not in ("consul", "")
+    return strange(row, INTENTION_FIELDS) or (row.get("SourceType") or "consul") != "consul"
 
 
 def row_allows(world: World, ask: Ask, caller: Caller, path: bytes, query: bytes) -> bool:
@@ -282,7 +282,7 @@ def value_fits(how: str, wanted: str, value: bytes, *, ignore_case: bool) -> str
             return YES if re.fullmatch(wanted, text) else NO
         except (UnicodeDecodeError, re.error):
             return MAYBE
-    want = wanted.encode()
+    want = wanted.encode("utf-8", "surrogatepass")
     if ignore_case:
         want, value = want.lower(), value.lower()
     if how == "Exact":
