@@ -14,13 +14,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, cast
 from urllib.parse import quote
 
 import httpx
 
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.answer import Answer, parse_index
+from mesh_middleware.consul.body import ACCEPTED, read_body
 from mesh_middleware.consul.connection import agent_transport, base_url
 from mesh_middleware.consul.token import TokenSource
 from mesh_middleware.errors import ConsulError, DecodeError
@@ -56,7 +57,11 @@ class ConsulClient:
             transport=agent_transport(config) if transport is None else transport,
             trust_env=False,
             follow_redirects=False,
-            headers={"User-Agent": "mesh-middleware", "Accept": "application/json"},
+            headers={
+                "User-Agent": "mesh-middleware",
+                "Accept": "application/json",
+                "Accept-Encoding": ACCEPTED,
+            },
         )
 
     def __repr__(self) -> str:
@@ -197,8 +202,6 @@ class ConsulClient:
                 return await self._receive(request)
         except TimeoutError as error:
             raise ConsulError(f"{path}: no complete answer within {limit:.0f} s") from error
-        except httpx.DecodingError as error:
-            raise DecodeError(f"{path}: the compressed answer cannot be read") from error
         except httpx.HTTPError as error:
             raise ConsulError(f"{path}: {_cause(error)}") from error
 
@@ -206,15 +209,18 @@ class ConsulClient:
         response = await self._http.send(request, stream=True)
         path = request.url.path
         try:
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_BODY:
-                    raise DecodeError(f"{path}: the answer is longer than {MAX_BODY} bytes")
+            stream = cast("httpx.AsyncByteStream", response.stream)
+            encoding = response.headers.get("content-encoding", "")
+            body = await read_body(stream.__aiter__(), encoding, MAX_BODY, path)
+        except DecodeError:
+            # An error that cannot be read is still an error of the agent: the last state stays.
+            if response.is_success:
+                raise
+            body = b""
         finally:
             await response.aclose()
         if not response.is_success:
-            text = bytes(body[:500]).decode("utf-8", "replace").strip()
+            text = body[:500].decode("utf-8", "replace").strip()
             raise ConsulError(
                 f"{path}: status {response.status_code}: {_line(text)}",
                 status=response.status_code,
@@ -222,7 +228,7 @@ class ConsulClient:
             )
         headers = {key.lower(): value for key, value in response.headers.items()}
         index = parse_index(headers.get("x-consul-index"))
-        return Answer(response.status_code, bytes(body), index, headers)
+        return Answer(response.status_code, body, index, headers)
 
     def _headers(self) -> dict[str, str]:
         token = self._token.get()
