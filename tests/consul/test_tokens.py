@@ -176,7 +176,9 @@ def test_a_provider_with_an_unknown_condition_is_unknown(
     comes_to(manager, good(), Reason.PERMISSION_ALLOW)
     agent.put_intentions([provider_entry(RequiredClaims=["sub"])])
     comes_to(manager, good(), Reason.JWT_PROVIDER_UNKNOWN)
-    assert "'RequiredClaims' is not known; rules that name it refuse" in caplog.text
+    agent.put_intentions([intentions("okta", "other")])
+    wait_for(lambda: "'other': there is no such" in caplog.text)
+    assert caplog.text.count("'RequiredClaims' is not known; rules that name it refuse") == 1
 
 
 def test_a_change_of_the_entry_takes_effect(agent: DevAgent, manager: MeshManager) -> None:
@@ -260,6 +262,31 @@ def test_an_issuer_that_is_away_leaves_the_last_keys(agent: DevAgent, manager: M
         assert manager.ready
         server.status = 200
         wait_for(lambda: part not in manager.last_errors)
+
+
+def test_what_rules_do_not_name_changes_nothing_and_what_none_names_is_not_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(PATHS, "providers", "/v1/config/jwt-provider")
+    row = {"SourceName": "web", "DestinationName": "api", "Action": "allow", "Precedence": 9}
+    needing = {**row, "JWT": requires("okta")}
+    with FakeAgent("api", match=Reply.json({"api": [needing]}, 5)) as agent:
+        agent.set(providers=Reply.json([provider_entry()], 5))
+        with MeshManager(MeshConfig("api", address=agent.address, wait_seconds=0.2)) as manager:
+            manager.wait_ready(10)
+            comes_to(manager, good(), Reason.INTENTION_ALLOW)
+            before = manager.state.tokens
+            agent.set(providers=Reply.json([provider_entry(), provider_entry("other")], 6))
+            wait_for(lambda: agent.last("providers").query.get("index") == "6")
+            assert manager.state.tokens is before
+            agent.set(match=Reply.json({"api": [row]}, 6))
+            wait_for(lambda: manager.state.tokens is None)
+            asked = agent.count("providers")
+            for index in ("6", "7"):  # a whole wait, then another
+                agent.set(match=Reply.json({"api": [row]}, int(index)))
+                count = agent.count("match")
+                wait_for(lambda count=count: agent.count("match") > count + 2)
+            assert agent.count("providers") == asked
 
 
 @pytest.mark.parametrize("body", [b"<html>", b'{"okta": {}}', b'[{"Kind": "jwt-provider"}]'])
