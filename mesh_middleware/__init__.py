@@ -30,9 +30,13 @@ if TYPE_CHECKING:
     from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID, TrustDomain
     from mesh_middleware.server.launcher import run, serve
     from mesh_middleware.state import MeshState, StateSource, StaticState
+    from mesh_middleware.upstream.names import UpstreamName
+    from mesh_middleware.upstream.resolver import StaticResolver
+    from mesh_middleware.upstream.transport import AsyncMeshTransport, MeshTransport
 
 __all__ = [
     "Action",
+    "AsyncMeshTransport",
     "ConfigError",
     "ConsulError",
     "Decision",
@@ -44,6 +48,7 @@ __all__ = [
     "MeshManager",
     "MeshMiddleware",
     "MeshState",
+    "MeshTransport",
     "NotReadyError",
     "PeerIdentityError",
     "Permission",
@@ -53,8 +58,10 @@ __all__ = [
     "SpiffeID",
     "SpiffeIDError",
     "StateSource",
+    "StaticResolver",
     "StaticState",
     "TrustDomain",
+    "UpstreamName",
     "compile_policy",
     "decision_of",
     "peer_identity",
@@ -83,6 +90,9 @@ _HOMES = {
     "policy.spiffe": ("ServiceIdentity", "SpiffeID", "TrustDomain"),
     "server.launcher": ("run", "serve"),
     "state": ("MeshState", "StateSource", "StaticState"),
+    "upstream.names": ("UpstreamName",),
+    "upstream.resolver": ("StaticResolver",),
+    "upstream.transport": ("AsyncMeshTransport", "MeshTransport"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 

@@ -136,11 +136,23 @@ class ConsulClient:
         return await self._watch(f"/v1/config/{_segment(kind)}", dict(self._dc), index, wait)
 
     async def health_connect(
-        self, service: str, index: int = 0, wait: float | None = None, passing: bool = True
+        self,
+        service: str,
+        index: int = 0,
+        wait: float | None = None,
+        passing: bool = True,
+        where: Mapping[str, str] | None = None,
     ) -> Answer:
-        """Consul: GET /v1/health/connect/:service."""
-        query = {**self._dc, **({"passing": ""} if passing else {})}
+        """Consul: GET /v1/health/connect/:service. `where`: ``dc``, ``ns`` and so on, if others."""
+        query = {**self._dc, **({"passing": ""} if passing else {}), **(where or {})}
         return await self._watch(f"/v1/health/connect/{_segment(service)}", query, index, wait)
+
+    async def health_service(
+        self, service: str, passing: bool = True, where: Mapping[str, str] | None = None
+    ) -> Answer:
+        """Consul: GET /v1/health/service/:service; whoever has the name, in the mesh or not."""
+        query = {**self._dc, **({"passing": ""} if passing else {}), **(where or {})}
+        return await self._send("GET", f"/v1/health/service/{_segment(service)}", query)
 
     # -- the local agent ----------------------------------------------------------------------
 
@@ -190,7 +202,7 @@ class ConsulClient:
         request = self._http.build_request(
             method,
             path,
-            params={**(query or {}), **self._scope},
+            params={**self._scope, **(query or {})},
             json=body,
             headers=self._headers(),
             timeout=httpx.Timeout(limit, connect=CONNECT_SECONDS),

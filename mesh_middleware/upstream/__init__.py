@@ -1,1 +1,1 @@
-"""Call: requests to other services of the mesh."""
+"""Call: requests and connections to other services of the mesh."""

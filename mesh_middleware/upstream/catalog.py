@@ -1,0 +1,282 @@
+"""Instances as the Consul agent lists them, kept up to date by blocking queries.
+
+Each upstream that was asked for once is watched in the manager's loop, one query for each
+datacenter, so that later calls find the list ready. A watch ends when nobody asked for
+`IDLE_SECONDS`. While the agent does not answer, the last list stays: who is on it is proven in
+each handshake anyhow.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import logging
+import threading
+import time
+import weakref
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from mesh_middleware.consul.client import Answer
+from mesh_middleware.consul.decode_health import Health, Instance, decode_health
+from mesh_middleware.consul.manager import MeshManager
+from mesh_middleware.consul.watcher import Watcher
+from mesh_middleware.errors import ConsulError, DecodeError, NotReadyError
+from mesh_middleware.upstream.endpoints import Endpoint, Endpoints
+from mesh_middleware.upstream.names import UpstreamName
+from mesh_middleware.upstream.resolver import ResolutionError, refuse_peer
+
+logger = logging.getLogger("mesh_middleware.upstream")
+
+IDLE_SECONDS = 600.0
+MAX_WATCHES = 150
+"""Agents take 200 connections of one client address, unless told otherwise."""
+
+_DESCRIBE_SECONDS = 1.0
+_SHOWN = 5
+
+_Query = tuple[str, str, str, str]
+"""Service, datacenter, namespace, partition; empty: the agent's own."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Answer:
+    """What the agent said. `others`: in words, who has the name without being in the mesh."""
+
+    rows: tuple[Instance, ...]
+    others: str
+
+
+@dataclass(slots=True, eq=False)
+class _Watch:
+    """One query and its newest answer; None: there was none yet."""
+
+    query: _Query
+    used: float
+    answer: _Answer | None = None
+    error: Exception | None = None
+    task: concurrent.futures.Future[None] | None = None
+
+    @property
+    def final(self) -> bool:
+        """Whether waiting would be in vain: the agent answered, and it was a refusal."""
+        return isinstance(self.error, DecodeError) or (
+            isinstance(self.error, ConsulError) and self.error.status is not None
+        )
+
+
+@dataclass(slots=True)
+class _Built:
+    answers: list[_Answer | None] = field(default_factory=list)
+    endpoints: Endpoints | None = None
+
+
+class CatalogResolver:
+    """Asks the agent of `manager`, by ``/v1/health/connect``."""
+
+    def __init__(self, manager: MeshManager) -> None:
+        # Weak: resolvers are kept for each manager (`catalog_of`), and must not keep it alive.
+        self._manager = weakref.ref(manager)
+        self._changed = threading.Condition()
+        self._watches: dict[_Query, _Watch] = {}
+        self._built: dict[UpstreamName, _Built] = {}
+
+    def known(self, name: UpstreamName) -> Endpoints | None:
+        """The passing instances in the mesh; starts to watch when nobody did."""
+        watches = self._watch(name)
+        built = self._built.setdefault(name, _Built())
+        answers = [watch.answer for watch in watches]
+        if len(answers) != len(built.answers) or any(
+            new is not old for new, old in zip(answers, built.answers, strict=True)
+        ):
+            built.answers, built.endpoints = answers, _endpoints(name, answers)
+        return built.endpoints
+
+    def wait(self, name: UpstreamName, timeout: float | None) -> Endpoints:
+        """As `known`, waiting for the first answer."""
+        refuse_peer(name)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        with self._changed:
+            while True:
+                found = self.known(name)
+                if found is not None:
+                    return found
+                watches = self._watch(name)
+                if all(watch.answer is not None or watch.final for watch in watches):
+                    raise ResolutionError(f"{name}: {_errors(watches)}")
+                left = None if deadline is None else deadline - time.monotonic()
+                if left is not None and left <= 0:
+                    raise TimeoutError(f"{name}: {_errors(watches)}")
+                self._changed.wait(0.25 if left is None else min(left, 0.25))
+
+    # -- watching -----------------------------------------------------------------------------
+
+    def _watch(self, name: UpstreamName) -> list[_Watch]:
+        where = (name.namespace or "", name.partition or "")
+        datacenters = (name.datacenter or "", *name.failover)
+        return [self._one((name.service, datacenter, *where)) for datacenter in datacenters]
+
+    def _one(self, query: _Query) -> _Watch:
+        watch = self._watches.get(query)
+        now = time.monotonic()
+        if watch is not None and watch.task is not None and not watch.task.done():
+            watch.used = now
+            return watch
+        with self._changed:
+            watch = self._watches.get(query)
+            if watch is None or watch.task is None or watch.task.done():
+                self._make_room()
+                watch = _Watch(query, now)
+                self._start(watch)
+                self._watches[query] = watch
+            return watch
+
+    def _make_room(self) -> None:
+        """Forget watches that ended; ResolutionError when there are too many that did not."""
+        alive = {q: w for q, w in self._watches.items() if w.task and not w.task.done()}
+        if len(alive) >= MAX_WATCHES:
+            raise ResolutionError(
+                f"{MAX_WATCHES} upstreams are watched already, each on a connection of its own to "
+                "the agent; is a host from outside used as the name of an upstream?"
+            )
+        self._watches = alive
+        self._built.clear()
+
+    def _start(self, watch: _Watch) -> None:
+        manager = self._manager()
+        if manager is None:
+            raise ResolutionError("the mesh manager is gone")
+        try:
+            watch.task = manager.run_coroutine(self._run(watch, manager))
+        except NotReadyError as error:
+            raise ResolutionError(str(error)) from error
+
+    async def _run(self, watch: _Watch, manager: MeshManager) -> None:
+        service, *where = watch.query
+        client, wait = manager.client, manager.config.wait_seconds
+        scope = dict(zip(("dc", "ns", "partition"), where, strict=True))
+        given = {key: value for key, value in scope.items() if value}
+
+        async def deliver(answer: Answer) -> None:
+            rows = decode_health(answer.json)
+            others = "" if any(map(_in_mesh, rows)) else await self._others(watch, manager, given)
+            if answer.headers.get("x-consul-results-filtered-by-acls") == "true":
+                others = "; ".join(filter(None, (others, "ACLs of our token hide some")))
+            self._publish(watch, _Answer(rows, others))
+
+        watcher = Watcher(
+            fetch=lambda index: client.health_connect(service, index, wait, False, given),
+            deliver=deliver,
+            failed=lambda error: self._failed(watch, error),
+            hurry=client.token_watch(),
+        )
+        while time.monotonic() - watch.used < IDLE_SECONDS:
+            await watcher.step()
+
+    async def _others(self, watch: _Watch, manager: MeshManager, where: dict[str, str]) -> str:
+        """In words: who has the name without being in the mesh."""
+        service = watch.query[0]
+        try:
+            async with asyncio.timeout(_DESCRIBE_SECONDS):
+                answer = await manager.client.health_service(service, False, where)
+                rows = decode_health(answer.json)
+        except (ConsulError, DecodeError, TimeoutError):
+            return ""
+        if not rows:
+            return "nothing has that name"
+        return (
+            f"{len(rows)} with that name, none of them in the mesh (neither connect-native nor "
+            "with a sidecar)"
+        )
+
+    def _publish(self, watch: _Watch, answer: _Answer) -> None:
+        with self._changed:
+            watch.error = None
+            if answer != watch.answer:
+                watch.answer = answer
+            self._changed.notify_all()
+
+    def _failed(self, watch: _Watch, error: Exception) -> None:
+        with self._changed:
+            first, watch.error = watch.error is None, error
+            self._changed.notify_all()
+        if first:
+            logger.warning(
+                "upstream %r cannot be looked up: %s; the last list stays", watch.query[0], error
+            )
+
+
+def catalog_of(manager: MeshManager) -> CatalogResolver:
+    """The resolver of `manager`: one for all its transports, so that each list is watched once."""
+    with _lock:
+        found = _catalogs.get(manager)
+        if found is None:
+            found = _catalogs[manager] = CatalogResolver(manager)
+        return found
+
+
+_lock = threading.Lock()
+_catalogs: weakref.WeakKeyDictionary[MeshManager, CatalogResolver] = weakref.WeakKeyDictionary()
+
+
+def _in_mesh(row: Instance) -> bool:
+    return bool(row.service)
+
+
+def _endpoints(name: UpstreamName, answers: Sequence[_Answer | None]) -> Endpoints | None:
+    """The usable instances, nearest datacenter first; None while nobody has answered.
+
+    A datacenter that does not answer keeps nobody from the others.
+    """
+    known = [answer for answer in answers if answer is not None]
+    tiers = [tuple(_endpoint(row) for row in each.rows if _usable(row, name)) for each in known]
+    if not known or (len(known) < len(answers) and not any(tiers)):
+        return None
+    return Endpoints(tuple(tiers), _described(known))
+
+
+def _usable(row: Instance, name: UpstreamName) -> bool:
+    """Passing, with a port and the wanted tag, and really of that service.
+
+    The agent answers with rows of the asked service only; a row that names another one would
+    make us expect that other one's certificate.
+    """
+    return (
+        row.health is Health.PASSING
+        and row.port > 0
+        and row.weight > 0
+        and row.service.lower() == name.service.lower()
+        and (name.tag is None or name.tag in row.tags)
+    )
+
+
+def _endpoint(row: Instance) -> Endpoint:
+    return Endpoint(
+        row.host,
+        row.port,
+        row.service,
+        row.namespace,
+        row.partition,
+        row.datacenter,
+        row.weight,
+        row.id,
+    )
+
+
+def _described(answers: Sequence[_Answer]) -> str:
+    """In words: what is registered, in the mesh or not."""
+    rows = [row for answer in answers for row in answer.rows if _in_mesh(row)]
+    others = [answer.others for answer in answers if answer.others]
+    shown = [
+        f"{row.id} ({row.health}, node {row.node}"
+        f"{', tags ' + ' '.join(row.tags) if row.tags else ''})"
+        for row in rows[:_SHOWN]
+    ]
+    if len(rows) > _SHOWN:
+        shown.append(f"{len(rows) - _SHOWN} more")
+    return "; ".join([*filter(None, [", ".join(shown)]), *others]) or "nothing"
+
+
+def _errors(watches: Sequence[_Watch]) -> str:
+    errors = [str(watch.error) for watch in watches if watch.error is not None]
+    return "; ".join(errors) or "the Consul agent has not answered yet"

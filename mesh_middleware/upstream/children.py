@@ -1,0 +1,171 @@
+"""One connection pool for each instance, identity and generation.
+
+HTTP libraries pool connections by scheme, host and port and know nothing of identities: two
+services that share an address, one after the other, would share connections too, and a connection
+of an older generation would serve for ever. So each instance has a child transport of its own,
+made for one identity and one `TLSContexts`, and thrown away with them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import time
+import weakref
+from collections import Counter
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from mesh_middleware.policy.spiffe import ServiceIdentity
+from mesh_middleware.state import StateSource
+from mesh_middleware.tls.contexts import MeshContext, TLSContexts, verified_peer
+from mesh_middleware.upstream.calls import Outgoing
+from mesh_middleware.upstream.endpoints import Endpoint, Endpoints
+from mesh_middleware.upstream.resolver import ResolutionError
+
+
+class Child:
+    """The connections to one instance, in one generation. Guarded by the lock of its `Children`.
+
+    `active`: requests from their start until their response is closed. `retired`: gets no more of
+    them, and is closed with the last one.
+    """
+
+    def __init__(
+        self, endpoint: Endpoint, contexts: TLSContexts, make: Callable[[MeshContext], Any]
+    ) -> None:
+        trust_domain = contexts.svid.identity.trust_domain
+        self.endpoint = endpoint
+        self.contexts = contexts
+        self.identity: ServiceIdentity = endpoint.identity(trust_domain)
+        self.outgoing = Outgoing(str(contexts.svid.identity), str(self.identity), endpoint)
+        self.server_name = endpoint.server_name(trust_domain).encode("ascii", "replace").decode()
+        self.url = f"https://{endpoint.address}/"
+        # Fixed to these contexts: a newer generation gets a newer child.
+        self.transport: Any = make(MeshContext.for_client(lambda: contexts, self.identity))
+        self.active = 0
+        self.waiting = 0
+        self.retired = False
+        self.expires = math.inf
+        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._busy: Counter[Any] = Counter()
+
+    def answered(self, stream: Any, peer_from: str) -> None:
+        """A response began on the connection `stream`, a network stream of the library's.
+
+        `peer_from`: what the stream calls the object that went through our handshake.
+        """
+        self.waiting -= 1
+        if stream is None:
+            return
+        self._busy[stream] += 1
+        if stream in self._streams:
+            return
+        self._streams.add(stream)
+        peer = verified_peer(stream.get_extra_info(peer_from))
+        if peer is not None:
+            self.expires = min(self.expires, peer.certificate.not_after)
+
+    def ended(self, stream: Any) -> None:
+        """The response on `stream` was closed."""
+        self._busy[stream] -= 1
+        if self._busy[stream] <= 0:
+            del self._busy[stream]
+
+    def idle_streams(self) -> list[Any]:
+        """Connections that nobody uses; none while it cannot be said (a response is waited for)."""
+        return [] if self.waiting else [s for s in self._streams if s not in self._busy]
+
+
+class Children:
+    """The children of one transport, for calls as the service of `mesh`.
+
+    Safe from any thread; does no I/O itself. `make`: a child transport for a TLS context.
+    """
+
+    def __init__(self, mesh: StateSource, make: Callable[[MeshContext], Any]) -> None:
+        self._mesh = mesh
+        self._make = make
+        self._lock = threading.Lock()
+        self._current: dict[Endpoint, Child] = {}
+        self._retired: set[Child] = set()
+
+    def take(self, endpoint: Endpoint) -> Child:
+        """The child for a request to `endpoint`, counted as active. Older ones are retired.
+
+        ResolutionError when the mesh has no certificate for us any more; SpiffeIDError for an
+        endpoint whose names cannot be in one.
+        """
+        with self._lock:
+            # Read under the lock: a change that comes later finds this child when it retires.
+            contexts = self._mesh.state.contexts
+            if contexts is None:
+                raise ResolutionError("the mesh has no certificate for us any more")
+            child = self._current.get(endpoint)
+            if child is None or child.contexts is not contexts or child.expires < time.time():
+                if child is not None:
+                    self._retire(child)
+                child = self._current[endpoint] = Child(endpoint, contexts, self._make)
+            child.active += 1
+            child.waiting += 1
+            return child
+
+    def answered(self, child: Child, stream: Any, peer_from: str) -> None:
+        """A response began."""
+        with self._lock:
+            child.answered(stream, peer_from)
+
+    def failed(self, child: Child) -> None:
+        """A request ended without a response."""
+        with self._lock:
+            child.waiting -= 1
+            child.active -= 1
+
+    def ended(self, child: Child, stream: Any) -> None:
+        """A response was closed."""
+        with self._lock:
+            child.active -= 1
+            if stream is not None:
+                child.ended(stream)
+
+    def retire(self, contexts: TLSContexts | None) -> None:
+        """No more requests to children of other contexts than these."""
+        with self._lock:
+            for child in list(self._current.values()):
+                if child.contexts is not contexts:
+                    self._retire(child)
+
+    def retire_gone(self, before: Endpoints, after: Endpoints) -> Iterable[Endpoint]:
+        """No more requests to instances that are listed no longer; returns them."""
+        gone = before.all - after.all
+        with self._lock:
+            for endpoint in gone & self._current.keys():
+                self._retire(self._current[endpoint])
+        return gone
+
+    def sweep(self) -> tuple[list[Any], list[Any]]:
+        """What is to be closed now: transports that are done, and idle connections of others."""
+        if not self._retired:
+            return [], []
+        with self._lock:
+            done = {child for child in self._retired if not child.active}
+            self._retired -= done
+            streams = [stream for child in self._retired for stream in child.idle_streams()]
+            for child in self._retired:
+                for stream in streams:
+                    child._streams.discard(stream)
+            return [child.transport for child in done], streams
+
+    def clear(self) -> list[Any]:
+        """Forget all children; their transports are to be closed."""
+        with self._lock:
+            found = [*self._current.values(), *self._retired]
+            self._current.clear()
+            self._retired.clear()
+            return [child.transport for child in found]
+
+    def _retire(self, child: Child) -> None:
+        child.retired = True
+        self._retired.add(child)
+        if self._current.get(child.endpoint) is child:
+            del self._current[child.endpoint]

@@ -1,0 +1,418 @@
+"""Requests by service name, over real TLS: who is reached, who is refused, what stays the same."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from types import ModuleType
+from typing import Any
+
+import httpx
+import httpx2
+import pytest
+
+from mesh_middleware.errors import ConfigError
+from mesh_middleware.state import StaticState
+from mesh_middleware.upstream.names import UpstreamName
+from mesh_middleware.upstream.resolver import StaticResolver
+from mesh_middleware.upstream.transport import AsyncMeshTransport, MeshTransport
+from tests.server.mesh import serving
+from tests.support import await_for, wait_for
+from tests.upstream.world import World
+
+pytestmark = pytest.mark.anyio
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+LIBRARIES = [httpx, httpx2]
+
+
+@pytest.fixture(params=LIBRARIES, ids=["httpx", "httpx2"])
+def library(request: pytest.FixtureRequest) -> Any:
+    return request.param
+
+
+@pytest.fixture
+def calling(world: World) -> Callable[..., contextlib.AbstractContextManager[Any]]:
+    """A blocking client for the mesh."""
+
+    @contextlib.contextmanager
+    def client(library: ModuleType = httpx, **options: Any) -> Iterator[Any]:
+        transport = MeshTransport(world.manager, httpx=library, **options)
+        with library.Client(transport=transport) as made:
+            yield made
+
+    return client
+
+
+def test_a_service_is_called_by_its_name(world: World, calling: Any, library: Any) -> None:
+    server = world.add("billing")
+    with calling(library) as client:
+        answer = client.get("http://billing/invoices?year=2026", headers={"traceparent": "00-a"})
+    said = answer.json()
+    assert answer.status_code == 200
+    assert said["caller"] == "web"
+    assert said["target"] == "/invoices?year=2026"
+    assert said["headers"]["traceparent"] == "00-a"
+    # what the user wrote stays the user's
+    assert said["headers"]["Host"] == "billing"
+    assert str(answer.request.url) == "http://billing/invoices?year=2026"
+    assert str(answer.url) == "http://billing/invoices?year=2026"
+    assert server.connections == 1
+
+
+async def test_a_service_is_called_by_its_name_with_asyncio(world: World, library: Any) -> None:
+    world.add("billing")
+    transport = AsyncMeshTransport(world.manager, httpx=library)
+    async with library.AsyncClient(transport=transport) as client:
+        first = await client.post("https://billing.service.consul/x", content=b"body")
+        second = await client.get("http://billing.connect/y")
+    assert first.json()["headers"]["Host"] == "billing.service.consul"
+    assert first.json()["body"] == "body"
+    assert str(first.request.url) == "https://billing.service.consul/x"
+    # one identity, one pool: the connection is kept
+    assert (first.json()["connection"], second.json()["connection"]) == (1, 1)
+
+
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_trio_works_as_well(world: World) -> None:
+    world.add("billing")
+    async with httpx.AsyncClient(transport=AsyncMeshTransport(world.manager)) as client:
+        assert (await client.get("http://billing/")).json()["caller"] == "web"
+
+
+@pytest.mark.parametrize("path", ["//a/../b", "/%2e%2e/x", "/a%2Fb", "/%41", "/a;b=c", "/?", "/ü"])
+def test_the_target_goes_out_as_httpx_alone_would_send_it(
+    world: World, calling: Any, path: str
+) -> None:
+    world.add("billing")
+    with calling() as client:
+        url = httpx.URL(f"http://billing{path}")
+        assert client.get(url).json()["target"] == url.raw_path.decode()
+
+
+def test_a_wrong_server_receives_no_byte(world: World, calling: Any) -> None:
+    """The catalogue says billing; at that address the certificate says other."""
+    wrong = world.serve("other")
+    world.register("billing", wrong.port)
+    with calling() as client, pytest.raises(httpx.ConnectError) as caught:
+        client.post("http://billing/", content=b"secret")
+    assert "the peer is spiffe://" in str(caught.value)
+    assert "/svc/other" in str(caught.value)
+    assert wrong.received == 0
+
+
+async def test_a_wrong_server_receives_no_byte_with_asyncio(world: World, library: Any) -> None:
+    wrong = world.serve("other")
+    world.register("billing", wrong.port)
+    transport = AsyncMeshTransport(world.manager, httpx=library)
+    async with library.AsyncClient(transport=transport) as client:
+        with pytest.raises(library.ConnectError, match="/svc/other"):
+            await client.post("http://billing/", content=b"secret")
+    assert wrong.received == 0
+
+
+def test_two_services_at_one_address_never_share_a_connection(world: World, calling: Any) -> None:
+    """The pooling trap: libraries pool by address, and know nothing of identities."""
+    server = world.add("billing")
+    world.register("other", server.port)
+    with calling() as client:
+        assert client.get("http://billing/").status_code == 200
+        with pytest.raises(httpx.ConnectError, match=r"expected was .*/svc/other"):
+            client.get("http://other/")
+    assert server.requests == 1
+
+
+def test_a_tag_and_an_alias_choose_instances(world: World, calling: Any) -> None:
+    world.add("billing", "old", Tags=["v1"])
+    world.add("billing", "new", Tags=["v2"])
+    names = {"Money.example": UpstreamName("billing", tag="v1"), "cash": "billing"}
+    with calling(upstreams=names) as client:
+        for _ in range(5):
+            assert client.get("http://v2.billing.service/").json()["instance"] == "new"
+            assert client.get("http://money.example/").json()["instance"] == "old"
+        assert client.get("http://cash/").json()["headers"]["Host"] == "cash"
+
+
+def test_a_sidecar_is_called_for_its_service(world: World, calling: Any) -> None:
+    server = world.serve("billing")
+    proxy = {"DestinationServiceName": "billing"}
+    world.register(
+        "billing-sidecar-proxy", server.port, Kind="connect-proxy", Proxy=proxy, Connect={}
+    )
+    with calling() as client:
+        assert client.get("http://billing/").json()["caller"] == "web"
+
+
+def test_rotation_moves_new_requests_and_lets_a_running_answer_end(
+    world: World, calling: Any
+) -> None:
+    server = world.add("billing")
+    with calling() as client:
+        with client.stream("GET", "http://billing/wait") as running:
+            world.rotated()
+            server.renew()
+            after = client.get("http://billing/")
+            assert after.json()["connection"] == 2
+            assert len(server.open) == 2
+            server.release()
+            assert running.read()
+        wait_for(lambda: len(server.open) == 1, message="the old connection stayed")
+        assert client.get("http://billing/").json()["connection"] == 2
+
+
+async def test_rotation_with_asyncio_closes_the_old_connection_with_its_last_answer(
+    world: World,
+) -> None:
+    server = world.add("billing")
+    async with httpx.AsyncClient(transport=AsyncMeshTransport(world.manager)) as client:
+        async with client.stream("GET", "http://billing/wait") as running:
+            world.rotated()
+            server.renew()
+            assert (await client.get("http://billing/")).json()["connection"] == 2
+            server.release()
+            assert await running.aread()
+        await await_for(lambda: len(server.open) == 1)
+
+
+@pytest.mark.parametrize("remove_old", [False, True])
+def test_a_rotation_closes_idle_connections_at_once(
+    world: World, calling: Any, remove_old: bool
+) -> None:
+    server = world.add("billing")
+    with calling() as client:
+        client.get("http://billing/")
+        assert len(server.open) == 1
+        world.rotated(remove_old=remove_old)
+        wait_for(lambda: not server.open, message="an idle connection outlived its root")
+
+
+async def test_a_rotation_closes_idle_connections_at_once_with_asyncio(world: World) -> None:
+    """Also those beside an answer that is still running, which goes on."""
+    server = world.add("billing")
+    async with (
+        httpx.AsyncClient(transport=AsyncMeshTransport(world.manager)) as client,
+        client.stream("GET", "http://billing/wait") as running,
+    ):
+        assert (await client.get("http://billing/")).json()["connection"] == 2
+        assert len(server.open) == 2
+        before = world.manager.state.contexts
+        world.agent.rotate_ca()
+        await await_for(lambda: world.manager.state.contexts is not before)
+        await await_for(lambda: len(server.open) == 1)
+        server.release()
+        assert await running.aread()
+
+
+def test_an_intention_change_closes_nothing(world: World, calling: Any) -> None:
+    world.add("billing")
+    with calling() as client:
+        client.get("http://billing/")
+        before = world.manager.state.generation
+        row = {"SourceName": "a", "DestinationName": "web", "Action": "deny"}
+        world.agent.put_intentions([row])
+        wait_for(lambda: world.manager.state.generation > before)
+        assert client.get("http://billing/").json()["connection"] == 1
+
+
+def test_an_instance_that_leaves_loses_its_connections(world: World, calling: Any) -> None:
+    first = world.add("billing", "first")
+    with calling() as client:
+        client.get("http://billing/")
+        world.add("billing", "second")
+        world.remove("first")
+        # noticed by the next request that finds the newer list
+        wait_for(lambda: client.get("http://billing/").is_success and not first.open)
+        assert client.get("http://billing/").json()["instance"] == "second"
+
+
+def test_connect_failures_go_to_another_instance(world: World, calling: Any) -> None:
+    world.add("billing", "alive")
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        for number in range(2):
+            world.register("billing", closed.getsockname()[1], f"dead-{number}")
+        with calling() as client:
+            for _ in range(10):
+                assert client.get("http://billing/").json()["instance"] == "alive"
+
+
+def test_nobody_reachable_names_each_attempt(world: World, calling: Any) -> None:
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        world.register("billing", closed.getsockname()[1], "dead")
+        with (
+            calling() as client,
+            pytest.raises(httpx.ConnectError, match=r"dead at 127\.0\.0\.1") as e,
+        ):
+            client.get("http://billing/")
+        assert "refused" in str(e.value).lower()
+        assert e.value.request.url.host == "billing"
+
+
+def test_a_request_that_was_sent_is_not_repeated(world: World, calling: Any) -> None:
+    servers = [world.add("billing", name) for name in ("a", "b")]
+    with calling() as client, pytest.raises(httpx.RemoteProtocolError):
+        client.get("http://billing/drop")
+    assert sum(server.requests for server in servers) == 1
+
+
+@pytest.mark.parametrize(
+    ("method", "content", "times"),
+    [("GET", None, 2), ("PUT", b"x", 2), ("POST", b"x", 1), ("PUT", iter([b"x"]), 1)],
+)
+def test_idempotent_requests_are_repeated_when_the_user_allows(
+    world: World, calling: Any, method: str, content: Any, times: int
+) -> None:
+    servers = [world.add("billing", name) for name in ("a", "b")]
+    headers = {"content-length": "1"} if content else {}
+    with calling(retry_idempotent=True) as client, pytest.raises(httpx.TransportError):
+        client.request(method, "http://billing/drop", content=content, headers=headers)
+    assert sum(server.requests for server in servers) == times
+
+
+def test_the_connect_timeout_bounds_finding_and_connecting(world: World, calling: Any) -> None:
+    """A server that takes connections and says nothing."""
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        for name in ("a", "b", "c"):
+            world.register("billing", silent.getsockname()[1], name)
+        started = time.monotonic()
+        with calling() as client, pytest.raises(httpx.ConnectError, match="no connection"):
+            client.get("http://billing/", timeout=httpx.Timeout(5, connect=0.5))
+        assert time.monotonic() - started < 1.5
+
+
+def test_an_agent_that_does_not_answer_is_a_timeout(world: World, calling: Any) -> None:
+    world.agent.stop()
+    started = time.monotonic()
+    with calling() as client, pytest.raises(httpx.ConnectTimeout, match="billing"):
+        client.get("http://billing/", timeout=httpx.Timeout(5, connect=0.4))
+    assert 0.3 < time.monotonic() - started < 2
+
+
+REGISTERED = [
+    ({}, "nothing has that name"),
+    ({"Connect": {}}, "none of them in the mesh"),
+    ({"Check": {"TTL": "60s"}}, r"billing \(critical, node"),
+    ({"Tags": ["v1"]}, r"billing \(passing, node \S+, tags v1\)"),
+]
+
+
+@pytest.mark.parametrize(("registration", "words"), REGISTERED)
+def test_nobody_to_call_says_what_is_registered(
+    world: World, calling: Any, registration: dict[str, Any], words: str
+) -> None:
+    if registration:
+        world.register("billing", 1, **registration)
+    started = time.monotonic()
+    host = "v2.billing.service" if "Tags" in registration else "billing"
+    with calling() as client, pytest.raises(httpx.ConnectError, match=words):
+        client.get(f"http://{host}/")
+    assert time.monotonic() - started < 2
+
+
+@pytest.mark.parametrize(
+    ("url", "words"),
+    [
+        ("http://example.com/", "does not name a service"),
+        ("http://127.0.0.1/", "does not name a service"),
+        ("http://billing:8080/", "the catalogue says on which port"),
+        ("ftp://billing/", "not ftp://"),
+    ],
+)
+def test_other_urls_are_refused(world: World, calling: Any, url: str, words: str) -> None:
+    with calling() as client, pytest.raises(httpx.UnsupportedProtocol, match=words):
+        client.get(url)
+
+
+def test_a_peer_is_refused_in_words(calling: Any) -> None:
+    with calling() as client, pytest.raises(httpx.ConnectError, match="roots of peer 'far'"):
+        client.get("http://billing.virtual.far.consul/")
+
+
+def test_http2_is_spoken_where_asked(world: World) -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        await send({"type": "http.response.body", "body": scope["http_version"].encode()})
+
+    context = world.contexts("billing").server(("h2", "http/1.1"))
+    with serving(app, context, http="zttp", http2=True) as port:
+        world.register("billing", port)
+        with httpx.Client(transport=MeshTransport(world.manager, http2=True)) as client:
+            answer = client.get("http://billing/")
+    assert (answer.http_version, answer.text) == ("HTTP/2", "2")
+
+
+def test_a_response_says_who_called_whom(world: World, calling: Any) -> None:
+    world.add("billing")
+    with calling() as client:
+        outgoing = client.get("http://billing/").extensions["mesh_middleware"]
+    fields = outgoing.log_fields()
+    assert fields["mesh_source"].endswith("/svc/web")
+    assert fields["mesh_destination"].endswith("/svc/billing")
+    assert fields["mesh_instance"] == "billing"
+
+
+def test_static_instances_need_no_catalogue(world: World) -> None:
+    server = world.serve("billing")
+    resolver = StaticResolver(world.manager, {"billing": [f"127.0.0.1:{server.port}"]})
+    with httpx.Client(transport=MeshTransport(world.manager, resolver=resolver)) as client:
+        assert client.get("http://billing/").json()["caller"] == "web"
+        with pytest.raises(httpx.ConnectError, match="fixed instances are given for: billing"):
+            client.get("http://other/")
+
+
+def test_wrong_arguments_are_found_at_once(world: World) -> None:
+    with pytest.raises(TypeError, match="no_such_option"):
+        MeshTransport(world.manager, no_such_option=True)
+    with pytest.raises(ConfigError, match="attempts"):
+        MeshTransport(world.manager, attempts=0)
+    with pytest.raises(ConfigError, match="StaticResolver"):
+        MeshTransport(StaticState(world.manager.state))
+    with pytest.raises(ConfigError, match="host:port"):
+        StaticResolver(world.manager, {"billing": ["127.0.0.1"]})
+
+
+def test_a_closed_manager_says_so(world: World, calling: Any) -> None:
+    world.add("billing")
+    with calling() as client:
+        client.get("http://billing/")
+        world.manager.close()
+        with pytest.raises(httpx.TransportError, match="not running"):
+            client.get("http://billing/", timeout=0.5)
+
+
+def test_many_threads_share_a_transport_through_rotations(world: World, calling: Any) -> None:
+    server = world.add("billing")
+    failures: list[BaseException] = []
+    stop = threading.Event()
+
+    with calling() as client:
+
+        def call() -> None:
+            while not stop.is_set():
+                try:
+                    assert client.get("http://billing/").status_code == 200
+                except BaseException as error:
+                    failures.append(error)
+                    return
+
+        threads = [threading.Thread(target=call) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for _ in range(3):
+            before = world.manager.state.contexts
+            world.agent.rotate_ca()
+            wait_for(lambda before=before: world.manager.state.contexts is not before)
+            server.renew()
+        stop.set()
+        for thread in threads:
+            thread.join(10)
+    assert failures == []
