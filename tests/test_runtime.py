@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Iterator
 
@@ -67,9 +68,19 @@ def test_a_wrong_setting_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_child_process_starts_its_own(agent: DevAgent) -> None:
     parent = runtime.manager_for("web")
     read, write = os.pipe()
-    with runtime._lock:
-        pid = os.fork()
+    held, release = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with runtime._lock:
+            held.set()
+            release.wait(30)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    held.wait(30)
+    pid = os.fork()
     if pid == 0:
+        signal.alarm(20)
         word = "failed"
         try:
             child = runtime.manager_for("web")
@@ -80,6 +91,8 @@ def test_a_child_process_starts_its_own(agent: DevAgent) -> None:
             os.write(write, word.encode())
             os._exit(0)
     os.close(write)
+    release.set()
+    holder.join()
     with os.fdopen(read, "rb") as pipe:
         assert pipe.read() == b"False True"
     os.waitpid(pid, 0)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mesh_middleware.config import MeshConfig
-from mesh_middleware.consul.assembly import Assembly
+from mesh_middleware.consul.assembly import Assembly, fits
 from mesh_middleware.devagent.ca import CertificateAuthority
 from mesh_middleware.errors import DecodeError
 from mesh_middleware.policy.decision import Reason
@@ -193,9 +193,16 @@ def test_a_removed_root_goes_at_once_though_a_bad_leaf_came_too() -> None:
     bench.assembly.take_roots(bundle(ca), NOW)
     after = bench.next()
     assert after.bundle is not None
-    assert len(after.bundle.roots) == 1
+    assert after.bundle.fingerprints == bundle(ca).fingerprints
     assert after.svid is good
     assert "leaf" in bench.assembly.problems
+
+
+def test_roots_of_another_trust_domain_do_not_fit_though_they_signed_the_leaf() -> None:
+    ca = CertificateAuthority("a.consul")
+    pems = [root["RootCert"] for root in ca.roots()]
+    assert fits(TrustBundle.from_pem("a.consul", pems), svid(ca), NOW)
+    assert not fits(TrustBundle.from_pem("b.consul", pems), svid(ca), NOW)
 
 
 def test_a_leaf_that_is_not_valid_yet_is_taken_when_it_is() -> None:

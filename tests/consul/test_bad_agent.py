@@ -22,6 +22,7 @@ HTML = Reply(body=b"<html>Bad gateway</html>", index=77)
 HALF_JSON = Reply(body=b'{"web": [{"SourceName": "a"', index=77)
 WRONG_SHAPE = Reply.json({"web": {"not": "a list"}}, 77)
 WRONG_KEY = Reply.json({"other": []}, 77)
+BAD_GZIP = Reply(body=b"not gzip", index=77, headers={"Content-Encoding": "gzip"})
 NOTHING = Reply(body=b"", index=77)
 HALF_BODY = Reply(raw=b'HTTP/1.1 200 OK\r\nContent-Length: 90\r\n\r\n{"web": null')
 CLOSED = Reply(raw=b"")
@@ -56,7 +57,7 @@ def manage() -> Iterator[Manage]:
         manager.close()
 
 
-@pytest.mark.parametrize("bad", [HTML, HALF_JSON, WRONG_SHAPE, WRONG_KEY, NOTHING])
+@pytest.mark.parametrize("bad", [HTML, HALF_JSON, WRONG_SHAPE, WRONG_KEY, NOTHING, BAD_GZIP])
 def test_undecodable_intentions_refuse_everything_until_good_ones_come(
     agent: FakeAgent, manage: Manage, bad: Reply
 ) -> None:
@@ -347,14 +348,17 @@ def test_a_change_of_the_header_probes_again(agent: FakeAgent, manage: Manage) -
 
 def test_a_reconnect_probes_again(agent: FakeAgent, manage: Manage) -> None:
     """The agent that comes back may be configured otherwise."""
-    agent.set(authorize=ALLOWED, match=header("allow"))
+    good = agent.good()
+    for part in ("roots", "leaf", "match"):  # a real agent's header is on every answer
+        good[part].headers["X-Consul-Default-Acl-Policy"] = "allow"
+    agent.set(**{**good, "authorize": ALLOWED})
     manager = manage(agent)
     manager.wait_ready(5)
-    agent.set(roots=CLOSED)
-    wait_for(lambda: "roots" in manager.last_errors)
+    agent.set(leaf=CLOSED)
+    wait_for(lambda: "leaf" in manager.last_errors)
     agent.set(authorize=agent.good()["authorize"])
     assert defaults(manager) is Action.ALLOW
-    agent.set(roots=agent.good(index=9)["roots"])
+    agent.set(leaf=good["leaf"])
     wait_for(lambda: defaults(manager) is Action.DENY)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import signal
 import socket
 import ssl
 import threading
@@ -19,6 +20,7 @@ from mesh_middleware.consul.client import ConsulClient
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.devagent import DevAgent
 from mesh_middleware.errors import ConfigError, NotReadyError
+from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.intentions import Action
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.spiffe import ServiceIdentity, TrustDomain
@@ -196,6 +198,18 @@ def test_an_expired_leaf_is_missing(agent: DevAgent, caplog: pytest.LogCaptureFi
             manager.wait_ready(0)
         assert caught.value.missing == ("leaf",)
         wait_for(lambda: "our certificate expired" in caplog.text)
+
+
+def test_time_alone_makes_intentions_stale(agent: DevAgent) -> None:
+    """Also while every query waits and nobody answers."""
+    shift = 0.0
+    config = MeshConfig(
+        "web", address=agent.address, max_staleness_seconds=3600, default_action=Action.DENY
+    )
+    with MeshManager(config, clock=lambda: time.time() + shift) as manager:
+        manager.wait_ready(10)
+        shift = 3700.0
+        wait_for(lambda: manager.state.fault is Reason.STALE_POLICY, 5)
 
 
 # -- waiting and telling ----------------------------------------------------------------------
@@ -380,6 +394,7 @@ def test_a_child_process_knows_nothing_until_it_starts_its_own(
     with manager._changed, sources._lock:  # what another thread may hold at that moment
         pid = os.fork()
     if pid == 0:
+        signal.alarm(30)
         words = ["failed"]
         try:
             words = [
