@@ -46,10 +46,14 @@ class Ask:
     delay: float
 
 
+# Of our own: the module's shared state belongs to the application, and forks would share it.
+_jitter = random.SystemRandom().random
+
+
 class Pace:
     """Backoff and rate limit of one series of requests. `jitter` gives numbers in [0, 1)."""
 
-    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(self, jitter: Callable[[], float] = _jitter) -> None:
         self._jitter = jitter
         self._tokens = BURST
         self._at: float | None = None
@@ -88,7 +92,7 @@ class Pace:
 class BlockingQuery:
     """Tells one watch what to ask next. `polling`: the agent gives no index to block on."""
 
-    def __init__(self, jitter: Callable[[], float] = random.random) -> None:
+    def __init__(self, jitter: Callable[[], float] = _jitter) -> None:
         self._pace = Pace(jitter)
         self.index = 0
         self.polling = False

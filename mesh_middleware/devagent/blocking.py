@@ -24,6 +24,8 @@ from mesh_middleware.devagent.responses import json_response
 from mesh_middleware.devagent.schema import RefusedError
 from mesh_middleware.devagent.store import Store
 
+_dice = random.SystemRandom()
+
 DEFAULT_WAIT = 300.0
 MAX_WAIT = 600.0
 JITTER = 1 / 16
@@ -69,7 +71,7 @@ async def blocking(store: Store, query: Query, read: Read, *, jitter: bool = Tru
     index, body = read()
     if not query.index or index > query.index:
         return Answer(index, body, False)
-    wait = query.wait * (1 + random.uniform(0, JITTER)) if jitter else query.wait  # noqa: S311 - not a secret
+    wait = query.wait * (1 + _dice.uniform(0, JITTER)) if jitter else query.wait
     deadline = time.monotonic() + wait
     while not store.closed and (left := deadline - time.monotonic()) > 0:
         await store.wait_past(seen, wait_seconds=left)

@@ -44,7 +44,7 @@ def test_a_rotation_reaches_new_connections_and_keeps_open_ones(own_site: Site) 
             now = own_site.caller("steady")
             return len(now.bundle.roots) == 2 and root_shown(now, own_site.port) != old_root
 
-        wait_for(rotated, 20, "the server still shows a leaf of the old root")
+        wait_for(rotated, 60, "the server still shows a leaf of the old root")
         assert request(connection, "/whoami")[0] == 200
         assert own_site.caller("steady").get(own_site.port)[0] == 200
 
