@@ -6,9 +6,9 @@ import platform
 import ssl
 import sys
 
-from tests.benchmarks import decisions, middleware, servers
+from tests.benchmarks import decisions, middleware, servers, stall
 
-ALL = {"decisions": decisions, "middleware": middleware, "servers": servers}
+ALL = {"decisions": decisions, "middleware": middleware, "stall": stall, "servers": servers}
 
 
 def main(argv: list[str]) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks import decisions, middleware, servers
+from tests.benchmarks import decisions, middleware, servers, stall
 from tests.benchmarks.measure import cpu_seconds, medians, spread
 
 
@@ -16,6 +16,10 @@ def test_decisions() -> None:
 
 def test_middleware() -> None:
     assert "launcher and middleware, L4" in middleware.report(short=True)
+
+
+def test_stall() -> None:
+    assert "| none |" in stall.report(short=True)
 
 
 @pytest.mark.slow
