@@ -12,6 +12,7 @@ given                 any                         the setting
 none                  all that answered: allow    allow
 none                  one of them: deny           deny
 none                  probe failed, no deny       unknown, or what it was before
+none                  refused after an answer     what it was before
 none                  nobody can answer           deny
 ====================  ==========================  ============================================
 

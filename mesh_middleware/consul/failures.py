@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from enum import StrEnum
 from types import MappingProxyType
@@ -23,17 +24,24 @@ class FailureKind(StrEnum):
 
 
 class Failure(str):
-    """One line that says what, why and what to do; `status` is that of a `ConsulError`, else 0."""
+    """One line that says what, why and what to do; `status` is that of a `ConsulError`, else 0.
 
-    __slots__ = ("kind", "status")
+    `condition`: what stays the same while only the words differ (a time, a request's number).
+    """
+
+    __slots__ = ("condition", "kind", "status")
     kind: FailureKind
     status: int | None
+    condition: str
 
     @classmethod
-    def of(cls, text: str, kind: FailureKind, status: int | None = 0) -> Self:
-        """A failure with its text and kind."""
+    def of(
+        cls, text: str, kind: FailureKind, status: int | None = 0, condition: str | None = None
+    ) -> Self:
+        """A failure with its text and kind. `condition` None: the text without its numbers."""
         self = cls(text)
         self.kind, self.status = kind, status
+        self.condition = re.sub("[0-9]+", "#", text) if condition is None else condition
         return self
 
 
@@ -60,6 +68,7 @@ def explain(error: Exception, part: str, config: MeshConfig) -> Failure:
             f"the answer of {config.address} cannot be used: {error}; {_KEPT.get(part, _STAYS)} "
             "until a good one comes; check that this is a Consul agent and nothing is in between",
             FailureKind.OTHER,
+            condition=f"undecodable {getattr(error, 'field', '')}",
         )
     if error.status is None:
         return Failure.of(
@@ -69,7 +78,8 @@ def explain(error: Exception, part: str, config: MeshConfig) -> Failure:
             None,
         )
     kind = FailureKind.ACL if error.status in {401, 403} else FailureKind.OTHER
-    return Failure.of(f"{error}; {_advice(error, part, config)}", kind, error.status)
+    advice = _advice(error, part, config)
+    return Failure.of(f"{error}; {advice}", kind, error.status, condition=advice)
 
 
 def _advice(error: ConsulError, part: str, config: MeshConfig) -> str:
@@ -113,12 +123,12 @@ class Failures:
         """`part` fails now because of `error`."""
         failure = error if isinstance(error, Failure) else explain(error, part, self._config)
         before = self.current.get(part)
-        known = self._condition(failure) in map(self._condition, self._others(part))
+        known = _condition(failure) in map(_condition, self._others(part))
         self._replace({**self.current, part: failure})
         if failure.kind is FailureKind.UNREACHABLE:
             known = known or (before is not None and before.kind is FailureKind.UNREACHABLE)
         else:
-            known = before == failure
+            known = before is not None and _condition(before) == _condition(failure)
         if not known:
             self._log(logging.WARNING, "failed", part, failure)
 
@@ -151,10 +161,6 @@ class Failures:
     def _others(self, part: str) -> list[Failure]:
         return [failure for key, failure in self.current.items() if key != part]
 
-    @staticmethod
-    def _condition(failure: Failure) -> str:
-        return failure.kind if failure.kind is FailureKind.UNREACHABLE else failure
-
     def _replace(self, failures: dict[str, Failure]) -> None:
         self.current = MappingProxyType(failures)
 
@@ -178,3 +184,8 @@ class Failures:
                 "mesh_status": failure.status,
             },
         )
+
+
+def _condition(failure: Failure) -> tuple[FailureKind, str]:
+    unreachable = failure.kind is FailureKind.UNREACHABLE
+    return failure.kind, "" if unreachable else failure.condition

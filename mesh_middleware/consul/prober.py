@@ -94,7 +94,8 @@ class DefaultProber:
             answer = await self._client.authorize(self._service, probe_uri(trust_domain))
             result = probe_result(answer)
         except (ConsulError, DecodeError) as error:
-            if not is_final(error):
+            # What the agent said once holds until it says another thing, as all of the state does.
+            if not is_final(error) or isinstance(self._known.probe, Action):
                 pace.failed(denied=is_denied(error))
                 self._failures.set(PART, error)
                 return False
