@@ -61,7 +61,9 @@ class Callers:
             return self._foreign(identity)
         if isinstance(identity, ServiceIdentity):
             return identity.key
-        if identity.kind is Kind.MESH_GATEWAY and self.peers:
+        # Only a gateway of the default partition: Consul's rule knows no other form.
+        gateway = identity.kind is Kind.MESH_GATEWAY and not identity.path.startswith("/ap/")
+        if gateway and self.peers:
             caller = forwarded_identity(request.values(XFCC))
             key = None if caller is None else peered_key(caller, self.peers)
             if key is not None:

@@ -349,8 +349,14 @@ def test_a_peered_caller_comes_through_our_own_gateway() -> None:
     foreign = xfcc(str(identity("pong", OTHER_DOMAIN)))
     said = asked.decide(GATEWAY, get("/", ("x-forwarded-client-cert", foreign)))
     assert said.reason is R.NOT_A_SERVICE
-    # Nobody but a mesh gateway forwards, whatever else of our trust domain is no service.
-    for other in ("/agent/client/dc/dc1/id/n", "/agent/server/dc/dc1", ""):
+    # Nobody but a mesh gateway forwards, whatever else of our trust domain is no service. Consul's
+    # rule for peered callers knows gateways of the default partition only.
+    for other in (
+        "/agent/client/dc/dc1/id/n",
+        "/agent/server/dc/dc1",
+        "/ap/other/gateway/mesh/dc/dc1",
+        "",
+    ):
         said = asked.decide(f"spiffe://{TRUST_DOMAIN}{other}", get("/", line))
         assert said.reason is R.NOT_A_SERVICE
     # Over HTTP its own certificate is no proof; on a bare connection it is the only one.
