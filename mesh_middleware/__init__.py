@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID, TrustDomain
     from mesh_middleware.server.launcher import run, serve
     from mesh_middleware.state import MeshState, StateSource, StaticState
+    from mesh_middleware.upstream.connecting import open_mesh_connection
     from mesh_middleware.upstream.names import UpstreamName
     from mesh_middleware.upstream.resolver import StaticResolver
+    from mesh_middleware.upstream.streams import connection_peer, start_mesh_server
     from mesh_middleware.upstream.transport import AsyncMeshTransport, MeshTransport
 
 __all__ = [
@@ -63,10 +65,13 @@ __all__ = [
     "TrustDomain",
     "UpstreamName",
     "compile_policy",
+    "connection_peer",
     "decision_of",
+    "open_mesh_connection",
     "peer_identity",
     "run",
     "serve",
+    "start_mesh_server",
 ]
 
 _HOMES = {
@@ -90,8 +95,10 @@ _HOMES = {
     "policy.spiffe": ("ServiceIdentity", "SpiffeID", "TrustDomain"),
     "server.launcher": ("run", "serve"),
     "state": ("MeshState", "StateSource", "StaticState"),
+    "upstream.connecting": ("open_mesh_connection",),
     "upstream.names": ("UpstreamName",),
     "upstream.resolver": ("StaticResolver",),
+    "upstream.streams": ("connection_peer", "start_mesh_server"),
     "upstream.transport": ("AsyncMeshTransport", "MeshTransport"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}

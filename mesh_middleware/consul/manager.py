@@ -292,9 +292,17 @@ class MeshManager:
         """A TLS context for servers, always in the newest generation."""
         return MeshContext.for_server(self._contexts, alpn=alpn)
 
-    def client_context(self, expected: ServiceIdentity, alpn: Iterable[str] = ()) -> MeshContext:
-        """A TLS context for calling `expected`, always in the newest generation."""
-        return MeshContext.for_client(self._contexts, expected, alpn=alpn)
+    def client_context(
+        self, expected: ServiceIdentity | str, alpn: Iterable[str] = ()
+    ) -> MeshContext:
+        """A TLS context for calling `expected`, and nobody else, always in the newest generation.
+
+        `expected`: an identity, or the name of a service next to ours (same datacenter, namespace
+        and partition). It goes wherever an `ssl.SSLContext` goes.
+        """
+        if isinstance(expected, ServiceIdentity):
+            return MeshContext.for_client(self._contexts, expected, alpn=alpn)
+        return MeshContext.for_client_beside(self._contexts, expected, alpn=alpn)
 
     def _contexts(self) -> TLSContexts:
         contexts = self._state.contexts

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 from mesh_middleware.errors import ConfigError, DecodeError
@@ -162,6 +162,21 @@ class MeshContext(JudgingContext):
         return cls._made(
             ssl.PROTOCOL_TLS_CLIENT, lambda wanted: current().client(expected, wanted), alpn
         )
+
+    @classmethod
+    def for_client_beside(
+        cls, current: Callable[[], TLSContexts], service: str, *, alpn: Iterable[str] = ()
+    ) -> MeshContext:
+        """For a client of `service`, which is where the caller is: all but the name is the same.
+
+        SpiffeIDError, when connecting, for a name that cannot be in a certificate.
+        """
+
+        def newest(wanted: ALPN) -> ssl.SSLContext:
+            contexts = current()
+            return contexts.client(replace(contexts.svid.identity, service=service), wanted)
+
+        return cls._made(ssl.PROTOCOL_TLS_CLIENT, newest, alpn)
 
     @classmethod
     def _made(

@@ -21,10 +21,11 @@ from mesh_middleware.consul.client import Answer
 from mesh_middleware.consul.decode_health import Health, Instance, decode_health
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.consul.watcher import Watcher
-from mesh_middleware.errors import ConsulError, DecodeError, NotReadyError
+from mesh_middleware.errors import ConfigError, ConsulError, DecodeError, NotReadyError
+from mesh_middleware.state import StateSource
 from mesh_middleware.upstream.endpoints import Endpoint, Endpoints
 from mesh_middleware.upstream.names import UpstreamName
-from mesh_middleware.upstream.resolver import ResolutionError, refuse_peer
+from mesh_middleware.upstream.resolver import ResolutionError, Resolver, refuse_peer
 
 logger = logging.getLogger("mesh_middleware.upstream")
 
@@ -213,6 +214,15 @@ def catalog_of(manager: MeshManager) -> CatalogResolver:
         if found is None:
             found = _catalogs[manager] = CatalogResolver(manager)
         return found
+
+
+def resolver_for(mesh: StateSource) -> Resolver:
+    """The usual resolver for calls as the service of `mesh`; ConfigError when it has no agent."""
+    if isinstance(mesh, MeshManager):
+        return catalog_of(mesh)
+    raise ConfigError(
+        "only a MeshManager can look up instances; give resolver=StaticResolver(mesh, {...})"
+    )
 
 
 _lock = threading.Lock()

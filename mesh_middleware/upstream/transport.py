@@ -27,13 +27,12 @@ import anyio.to_thread
 import httpx
 
 from mesh_middleware import runtime
-from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.errors import ConfigError, MeshError
 from mesh_middleware.state import MeshState, StateSource
 from mesh_middleware.tls.contexts import MeshContext, TLSContexts
 from mesh_middleware.upstream.balance import Balancer
 from mesh_middleware.upstream.calls import Attempts, Names, contexts_within
-from mesh_middleware.upstream.catalog import catalog_of
+from mesh_middleware.upstream.catalog import resolver_for
 from mesh_middleware.upstream.children import Child, Children
 from mesh_middleware.upstream.endpoints import Endpoints
 from mesh_middleware.upstream.names import UpstreamName
@@ -65,7 +64,7 @@ class _Calls:
             raise ConfigError(f"attempts: {attempts} is not 1 or more, such as 3")
         self.mesh = runtime.manager_for(mesh) if isinstance(mesh, str) else mesh
         self.library: Any = library or httpx
-        self.resolver = resolver or _resolver_for(self.mesh)
+        self.resolver = resolver or resolver_for(self.mesh)
         self.names = Names(upstreams or {})
         self.attempts = attempts
         self.retry_idempotent = retry_idempotent
@@ -372,14 +371,6 @@ class MeshTransport(httpx.BaseTransport):
         self._unsubscribe()
         for transport in self._calls.children.clear():
             transport.close()
-
-
-def _resolver_for(mesh: StateSource) -> Resolver:
-    if isinstance(mesh, MeshManager):
-        return catalog_of(mesh)
-    raise ConfigError(
-        "only a MeshManager can look up instances; give resolver=StaticResolver(mesh, {...})"
-    )
 
 
 def _no_context() -> MeshContext:
