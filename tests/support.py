@@ -15,7 +15,7 @@ _never = threading.Event()
 
 
 def wait_for(predicate: Callable[[], T], timeout: float = 30.0, message: str = "") -> T:
-    """The first true value of `predicate`; AssertionError when there is none in `timeout` seconds."""
+    """The first true value of `predicate`; AssertionError after `timeout` seconds without."""
     deadline = time.monotonic() + timeout
     while True:
         value = predicate()
@@ -26,7 +26,11 @@ def wait_for(predicate: Callable[[], T], timeout: float = 30.0, message: str = "
         _never.wait(0.01)
 
 
-async def await_for(predicate: Callable[[], T], timeout: float = 30.0, message: str = "") -> T:
+async def await_for(
+    predicate: Callable[[], T],
+    timeout: float = 30.0,  # noqa: ASYNC109 - as in `wait_for`
+    message: str = "",
+) -> T:
     """`wait_for` without blocking the running loop."""
     deadline = time.monotonic() + timeout
     while True:

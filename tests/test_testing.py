@@ -158,5 +158,5 @@ def test_expectations_of_a_document_are_tests_of_their_own(tmp_path: Path) -> No
     held, failed = expectations(tmp_path / "rules.yaml")
     held.verify()
     assert str(held) == "web GET / allow"
-    with pytest.raises(AssertionError, match=r"(?s)batch GET / allow: expected allow.*default_deny"):
+    with pytest.raises(AssertionError, match=r"(?s)expected allow.*default_deny"):
         failed.verify()

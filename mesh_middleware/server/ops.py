@@ -91,7 +91,7 @@ def host_allowed(header: str | None, configured: str) -> bool:
 class _Handler(BaseHTTPRequestHandler):
     """GET and HEAD of the pages; everything else is refused."""
 
-    server: _Server
+    server: _Server  # pyright: ignore[reportIncompatibleVariableOverride] - who makes it is ours
     protocol_version = "HTTP/1.1"
     timeout = 10.0
     server_version = "mesh-middleware"
