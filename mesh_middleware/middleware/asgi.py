@@ -19,7 +19,9 @@ application is not called.
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import time
 from collections.abc import Iterable
 from dataclasses import replace
@@ -27,17 +29,17 @@ from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
 
-from mesh_middleware._types import ASGIApp, Message, Receive, Scope, Send
+from mesh_middleware._types import ASGIApp, Receive, Scope, Send
 from mesh_middleware.errors import ConfigError, MeshError
-from mesh_middleware.middleware.audit import AUDIT_HEADER, Audit, AuditRule
+from mesh_middleware.middleware.audit import Audit, AuditRule, with_audit_header
 from mesh_middleware.middleware.headers import visible_headers
+from mesh_middleware.middleware.live import Ending, Live, Open, Question
 from mesh_middleware.middleware.peer import (
     ENFORCED,
     EXTENSION,
     Caller,
     ChainVerifier,
     Enforcement,
-    decision_of,
     handshake_caller,
 )
 from mesh_middleware.middleware.refusal import Refusal, refuse, request_id_of, send_refusal
@@ -57,7 +59,11 @@ from mesh_middleware.tls.contexts import VerifiedPeer
 
 _DECIDED: Final = frozenset({"http", "websocket"})
 
-_STARTS: Final = ("http.response.start", "websocket.accept")
+_UNROOTED: Final[dict[str, Scope]] = {
+    "http": {"type": "http", "path": ""},
+    "websocket": {"type": "websocket", "path": ""},
+}
+"""All that deciding again needs of a scope without a root path."""
 
 _EXEMPT: Final = Decision(allowed=True, reason=Reason.EXEMPT_PATH)
 
@@ -74,8 +80,11 @@ class MeshMiddleware:
 
     `enforcement`: ``"audit"`` logs and counts what the rules refuse and passes it on; a caller
     must still be proven. `audit`: `AuditRule` values, for single routes or sources.
-    `debug_headers`: say the reason in a response header (`AUDIT_HEADER`) of such a request. Of two
-    middlewares around one another the outer one decides.
+    `debug_headers`: say the reason in a response header (``x-mesh-audit``) of such a request. Of
+    two middlewares around one another the outer one decides.
+
+    `drain_seconds`: what is open when intentions, roots or the caller's certificate end it is cut
+    at once (`middleware.live`); more than 0 lets HTTP requests finish for so long.
 
     ConfigError for wrong arguments; when running, for a manager that cannot be configured, and
     for two middlewares of different services around one another.
@@ -91,6 +100,7 @@ class MeshMiddleware:
         enforcement: str = "enforce",
         audit: Iterable[AuditRule] = (),
         debug_headers: bool = False,
+        drain_seconds: float = 0.0,
     ) -> None:
         if (service is None) is (mesh is None):
             raise ConfigError("MeshMiddleware takes service='name' or mesh=manager, one of the two")
@@ -103,12 +113,17 @@ class MeshMiddleware:
         self._audit = Audit.of(enforcement, audit)
         self._unsaid = bool(self._audit)
         self._debug_headers = debug_headers
+        if not 0 <= drain_seconds < math.inf:
+            raise ConfigError(f"drain_seconds {drain_seconds!r}: give 0 or more seconds")
+        self._live = Live(self, self._source, drain_seconds)
         # FastAPI(root_path=...) sets it in its own scopes, which an outer middleware never sees.
         app_root = getattr(app, "root_path", "")
         self._app_root = app_root.rstrip("/") if isinstance(app_root, str) else ""
         self._chains = ChainVerifier()
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    async def __call__(  # noqa: C901 - in one frame: another coroutine costs each request
+        self, scope: Scope, receive: Receive, send: Send
+    ) -> None:
         """Serve one scope."""
         kind = scope["type"]
         if self._unsaid:
@@ -125,13 +140,26 @@ class MeshMiddleware:
         source = self._mesh
         if source is None:
             source = sources.get(self._service) or await self._start()
-        refusal = self._enforce(scope, method, extensions, ours, source.state)
-        if refusal is not None:
-            await send_refusal(scope, send, refusal)
+        state = source.state
+        found = self._enforce(scope, method, extensions, ours, state)
+        if isinstance(found, Refusal):
+            await send_refusal(scope, send, found)
             return
         if self._debug_headers:
             send = with_audit_header(scope, send)
-        await self.app(scope, receive, send)
+        if found is None:
+            await self.app(scope, receive, send)
+            return
+        entry = self._live.opened(kind, found, state.generation, receive, send)
+        try:
+            await self.app(scope, entry.receive, entry.send)
+        except (asyncio.CancelledError, OSError):
+            if entry.ending is None:
+                raise
+        finally:
+            entry.home.discard(entry)
+        if entry.ending is not None:
+            await entry.finish(scope)
 
     # -- enforcing --------------------------------------------------------------------------
 
@@ -142,16 +170,20 @@ class MeshMiddleware:
         extensions: dict[str, Any],
         ours: dict[str, Any],
         state: MeshState,
-    ) -> Refusal | None:
-        """Decide, then make `scope` what the application may see; or say how to refuse."""
+    ) -> Refusal | Question | None:
+        """Decide, then make `scope` what the application may see; or say how to refuse.
+
+        What was decided about, or None for an exempt path, which nothing can end.
+        """
         request = wire_request(scope, method, ours.get("target"))
         tokens = state.tokens
         claims = None if tokens is None else tokens.claims(request)
+        known = NO_CLAIMS if claims is None else claims
         caller: Caller | None = None
-        if self._exempt and scope["type"] == "http" and self._is_exempt(scope, request):
+        kind = scope["type"]
+        if self._exempt and kind == "http" and self._is_exempt(scope, request):
             decision = _EXEMPT
         else:
-            known = NO_CLAIMS if claims is None else claims
             caller, decision = self._decide(scope, request, extensions, ours, state, claims=known)
         if not decision.allowed:
             request_id = request_id_of(scope["headers"])
@@ -176,7 +208,44 @@ class MeshMiddleware:
         # New dicts: a server may share its own between the requests of a connection.
         mark = Enforcement(self._service or state.service, decision, caller, method, scope["path"])
         scope["extensions"] = {**extensions, EXTENSION: {**ours, ENFORCED: mark}}
-        return None
+        if decision is _EXEMPT:
+            return None
+        # Routers change a scope as they go down it; what was decided about must stay as it was.
+        rooted = scope.get("root_path") or self._app_root
+        seen = dict(scope) if rooted else _UNROOTED[kind]
+        return seen, request, extensions, ours, known, caller
+
+    # -- deciding again: `live.Judge` ---------------------------------------------------------
+
+    def judge_again(self, entry: Open, state: MeshState) -> Ending | None:
+        """Why `entry` must end under `state`; None while it may go on."""
+        scope, request, extensions, ours, claims, _ = entry.asked
+        caller, decision = self._decide(scope, request, extensions, ours, state, claims=claims)
+        if decision.allowed or self._passes(scope, request, caller, decision, state):
+            return None
+        status = 503 if state.fault is not None else None
+        return Ending(
+            decision, refuse(decision.reason, request_id_of(request.headers), status=status)
+        )
+
+    def judged_until(self, entry: Open) -> float:
+        """Unix seconds until which the proof of the caller of `entry` holds by itself."""
+        _, _, extensions, ours, _, _ = entry.asked
+        peer = ours.get("peer")
+        if isinstance(peer, VerifiedPeer):
+            return peer.certificate.not_after
+        return self._chains.until(extensions.get("tls"), time.time())
+
+    def ended(self, entry: Open, decision: Decision, state: MeshState) -> None:
+        """Tell the log that `entry` was cut."""
+        scope, request, _, _, _, caller = entry.asked
+        fields = self._fields(scope, request, caller, decision, state)
+        decision_log.refused(fields, verb="ended")
+
+    def _source(self) -> StateSource | None:
+        return self._mesh or sources.get(self._service)
+
+    # -- what is not enforced -----------------------------------------------------------------
 
     def _passes(
         self,
@@ -311,21 +380,6 @@ class MeshMiddleware:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 raise
         await self.app(scope, receive, send)
-
-
-def with_audit_header(scope: Scope, send: Send) -> Send:
-    """`send`, adding `AUDIT_HEADER` to the response of a request that rules refuse."""
-    decision = decision_of(scope)
-    if decision is None or decision.allowed:
-        return send
-    header = (AUDIT_HEADER, decision.reason.encode("ascii"))
-
-    async def told(message: Message) -> None:
-        if message["type"].endswith(_STARTS):
-            message = {**message, "headers": [*(message.get("headers") or ()), header]}
-        await send(message)
-
-    return told
 
 
 def exempt_targets(paths: Iterable[str]) -> dict[bytes, str]:

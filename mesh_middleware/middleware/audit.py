@@ -19,7 +19,9 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final, Self
 
+from mesh_middleware._types import Message, Scope, Send
 from mesh_middleware.errors import ConfigError, SpiffeIDError
+from mesh_middleware.middleware.peer import decision_of
 from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.request import PLAIN_TARGET, HTTPRequest
 from mesh_middleware.policy.spiffe import (
@@ -33,6 +35,8 @@ from mesh_middleware.policy.spiffe import (
 AUDIT_HEADER: Final = b"x-mesh-audit"
 """Response header of a request that was passed on against the rules, where debug headers are on;
 its value is the reason code."""
+
+_STARTS: Final = ("http.response.start", "websocket.accept")
 
 AUDITED: Final = frozenset(
     {
@@ -153,6 +157,21 @@ class Audit:
             return True
         paths = plain_paths(requests)
         return any(rule.covers(caller, paths) for rule in self.rules)
+
+
+def with_audit_header(scope: Scope, send: Send) -> Send:
+    """`send`, adding `AUDIT_HEADER` to the response of a request that rules refuse."""
+    decision = decision_of(scope)
+    if decision is None or decision.allowed:
+        return send
+    header = (AUDIT_HEADER, decision.reason.encode("ascii"))
+
+    async def told(message: Message) -> None:
+        if message["type"].endswith(_STARTS):
+            message = {**message, "headers": [*(message.get("headers") or ()), header]}
+        await send(message)
+
+    return told
 
 
 def plain_paths(requests: Iterable[HTTPRequest]) -> tuple[bytes, ...]:

@@ -144,6 +144,13 @@ class ChainVerifier:
             return Reason.CERTIFICATE_EXPIRED
         return found.identity
 
+    def until(self, tls: Any, now: float) -> float:
+        """Unix seconds until which what `caller` said of `tls` holds in this generation."""
+        known = self._seen.get(client_chain(tls))
+        if known is None or isinstance(known[1], Reason):
+            return now
+        return min(known[0], known[1].not_after)
+
 
 def client_chain(tls: Any) -> tuple[str | bytes, ...]:
     """The client's certificates in a TLS extension, leaf first; empty when it proves nobody.

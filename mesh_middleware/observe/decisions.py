@@ -99,10 +99,13 @@ class DecisionLog:
         self._buckets: dict[tuple[str, str | None], _Bucket] = {}
         self._summary_at = clock() + SUMMARY_SECONDS
 
-    def refused(self, fields: dict[str, Any], *, enforced: bool = True) -> None:
+    def refused(
+        self, fields: dict[str, Any], *, enforced: bool = True, verb: str = "refused"
+    ) -> None:
         """One refusal, as `log_fields` describes it: a WARNING, or one more that is left out.
 
-        `enforced` False: the request was passed on, because it is in audit.
+        `enforced` False: the request was passed on, because it is in audit. `verb`: what was done,
+        in a word (``ended``: it was allowed before).
         """
         now = self._clock()
         with self._lock:
@@ -118,7 +121,7 @@ class DecisionLog:
             return
         logger.warning(
             "%s %s %s from %s: %s%s%s",
-            "refused" if enforced else "audit: would refuse",
+            verb if enforced else "audit: would refuse",
             fields["mesh_method"],
             fields["mesh_path"],
             fields["mesh_source"] or "nobody",

@@ -11,12 +11,12 @@ import pytest
 
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.middleware import AuditRule, MeshMiddleware, decision_of, peer_identity
-from mesh_middleware.middleware.audit import AUDITED
+from mesh_middleware.middleware.audit import AUDITED, plain_paths
 from mesh_middleware.observe.decisions import DecisionLog
 from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.engine import Policy, compile_policy
 from mesh_middleware.policy.intentions import Action, Intention
-from mesh_middleware.policy.request import DEFAULT_NORMALIZATION, Normalization
+from mesh_middleware.policy.request import DEFAULT_NORMALIZATION, HTTPRequest, Normalization
 from mesh_middleware.policy.spiffe import ServiceIdentity
 from mesh_middleware.state import MeshState, StaticState
 from mesh_middleware.testing import TRUST_DOMAIN, static_mesh
@@ -159,11 +159,12 @@ def test_audit_is_about_rules_only(
     assert (call(middleware, request).reason, app.scopes) == (reason, [])
 
 
-def test_a_rules_reason_without_a_proven_caller_is_refused() -> None:
-    """Should a decision ever come about without a caller, its reason alone must not let it pass."""
+def test_a_rules_reason_alone_lets_nothing_pass() -> None:
+    """Should a decision ever come about without a caller, or a state with a fault."""
     audit = guarded(enforcement="audit")[0]._audit
     decision = Decision(allowed=False, reason=Reason.DEFAULT_DENY)
     assert audit.passes(decision, identity(), None, ())
+    assert not audit.passes(decision, identity(), Reason.NO_POLICY, ())
     assert not audit.passes(decision, None, None, ())
 
 
@@ -205,6 +206,12 @@ def test_a_path_with_several_readings_is_in_no_route(raw: bytes) -> None:
 def test_a_path_that_the_server_reads_otherwise_is_in_no_route() -> None:
     mesh, _ = guarded(audit=[AuditRule(paths=("/legacy/*",))])
     assert get(mesh, "/admin", raw_path=b"/legacy/a").reason != "allowed"
+
+
+def test_all_readings_are_known_or_none_is() -> None:
+    good = HTTPRequest("GET", b"/legacy/a", ())
+    assert plain_paths([good]) == (b"/legacy/a",)
+    assert plain_paths([good, HTTPRequest("GET", b"/legacy/%61", ())]) == ()
 
 
 def test_under_a_root_path_the_routed_path_must_be_in_audit_too() -> None:
