@@ -45,7 +45,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from mesh_middleware._types import ASGIApp, Receive, Scope, Send
-from mesh_middleware.middleware.peer import EXTENSION
+from mesh_middleware.middleware.peer import EXTENSION, PEER_KEY
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import Action, Intention
@@ -86,6 +86,24 @@ def as_service(
     if testclient is None or not isinstance(app_or_client, testclient.TestClient):
         return cast("AppOrClient", _FromService(cast("ASGIApp", app_or_client), identity))
     return cast("AppOrClient", _client_from(cast("TestClient", app_or_client), identity))
+
+
+def caller_environ(
+    service: str,
+    *,
+    namespace: str = DEFAULT,
+    partition: str = DEFAULT,
+    trust_domain: str = TRUST_DOMAIN,
+) -> dict[str, Any]:
+    """What makes a WSGI request come from `service`: `as_service` for Flask's and other clients.
+
+    >>> from mesh_middleware.testing import caller_environ
+    >>> overrides = caller_environ("web")  # app.test_client().get("/", environ_overrides=overrides)
+
+    SpiffeIDError for a name that cannot be part of a SPIFFE ID.
+    """
+    identity = ServiceIdentity(TrustDomain(trust_domain), service, namespace, partition)
+    return {PEER_KEY: _test_peer(identity)}
 
 
 def static_mesh(
@@ -171,13 +189,16 @@ class _TestPeer(VerifiedPeer):
         return None
 
 
+def _test_peer(identity: ServiceIdentity) -> VerifiedPeer:
+    return _TestPeer(PeerCertificate(b"", identity, -math.inf, math.inf), None, 0)
+
+
 class _FromService:
     """An ASGI application whose requests come from one service."""
 
     def __init__(self, app: ASGIApp, identity: ServiceIdentity) -> None:
         self.app = app
-        certificate = PeerCertificate(b"", identity, -math.inf, math.inf)
-        self._peer = _TestPeer(certificate, None, 0)
+        self._peer = _test_peer(identity)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "lifespan":

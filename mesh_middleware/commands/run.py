@@ -16,6 +16,7 @@ from mesh_middleware.middleware.audit import EnforcementMode
 from mesh_middleware.server.exits import ExitCode
 from mesh_middleware.server.launcher import GRACE_SECONDS, serve
 from mesh_middleware.server.options import from_command_line, uvicorn_params
+from mesh_middleware.server.worker import WSGI_THREADS
 
 EXIT_CODES = """\b
 Exit codes:
@@ -104,6 +105,13 @@ OPTIONS: tuple[click.Parameter, ...] = (
         is_flag=True,
         help="Say the reason in a response header of what audit passes on.",
     ),
+    click.Option(
+        ["--wsgi-threads"],
+        type=click.IntRange(1, 1000),
+        default=WSGI_THREADS,
+        show_default=True,
+        help="Requests of a WSGI application (Flask, Django) at a time, in each worker.",
+    ),
     click.Option(["--dev"], is_flag=True, help="Run a development agent in this process."),
     click.Option(
         ["--dev-intentions"],
@@ -137,6 +145,7 @@ def _run(
     grace: float,
     enforcement: str,
     debug_headers: bool,
+    wsgi_threads: int,
     dev: bool,
     dev_intentions: str | None,
     **uvicorn_options: Any,
@@ -169,6 +178,7 @@ def _run(
                 suggest=dev,
                 enforcement=enforcement,
                 debug_headers=debug_headers,
+                wsgi_threads=wsgi_threads,
                 **options,
             )
     except ConfigError as error:

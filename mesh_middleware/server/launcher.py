@@ -35,7 +35,7 @@ from mesh_middleware.server.presence import Presence, registration_of
 from mesh_middleware.server.reload import Reloader
 from mesh_middleware.server.signals import Signals
 from mesh_middleware.server.supervisor import Supervisor
-from mesh_middleware.server.worker import Settings, Worker, uvicorn_config
+from mesh_middleware.server.worker import WSGI_THREADS, Settings, Worker, uvicorn_config
 
 logger = logging.getLogger("mesh_middleware.server")
 
@@ -222,11 +222,13 @@ def serve(
     enforcement: str = "enforce",
     audit: Iterable[AuditRule] = (),
     debug_headers: bool = False,
+    wsgi_threads: int = WSGI_THREADS,
     **uvicorn_options: Any,
 ) -> ExitCode:
     """Serve `app` as `service` of the mesh until a signal says stop; the exit code for the process.
 
-    `app`: an ASGI application, or ``"module:attribute"`` (needed for `workers` and `reload`).
+    `app`: an ASGI or WSGI application, or ``"module:attribute"`` (needed for `workers` and
+    `reload`). `wsgi_threads`: requests of a WSGI application at a time, in each worker process.
     `config`: how to reach the agent; None reads the environment (``CONSUL_HTTP_ADDR`` and so on).
     `wait`: seconds to wait for the first mesh state; 0 serves at once and refuses until it is
     there; None waits for ever. `register`, `advertise`, `tags`, `meta`: the entry in the
@@ -249,6 +251,8 @@ def serve(
         config = MeshConfig.from_env(service)
     elif config.service != service:
         raise ConfigError(f"service is {service!r}, but config is for {config.service!r}")
+    if wsgi_threads < 1:
+        raise ConfigError(f"wsgi_threads {wsgi_threads!r}: give 1 or more")
     in_audit = Audit.of(enforcement, audit)
     settings = Settings(
         app,
@@ -261,6 +265,7 @@ def serve(
             "audit": in_audit.rules,
             "debug_headers": debug_headers,
         },
+        wsgi_threads=wsgi_threads,
     )
     placement = Placement(
         register=register,

@@ -22,6 +22,7 @@ from typing import Any
 
 import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
+from uvicorn.middleware.message_logger import MessageLoggerMiddleware
 
 from mesh_middleware._types import ASGIApp, Receive, Scope, Send
 from mesh_middleware.config import MeshConfig
@@ -31,6 +32,7 @@ from mesh_middleware.server.context import ServerContext
 from mesh_middleware.server.exits import ExitCode, LaunchError
 from mesh_middleware.server.goaway import GoAway
 from mesh_middleware.server.heartbeat import BEAT_SECONDS, Board, Phase
+from mesh_middleware.server.interface import is_wsgi
 from mesh_middleware.server.options import config_options
 from mesh_middleware.server.protocols import MeshScope
 from mesh_middleware.server.readiness import ready_line, wait_until_ready
@@ -41,6 +43,9 @@ logger = logging.getLogger("mesh_middleware.server")
 DRAIN_SECONDS = 30
 """How long open requests may go on after the listeners closed, unless
 ``--timeout-graceful-shutdown`` says otherwise (uvicorn's own default is for ever)."""
+
+WSGI_THREADS = 10
+"""Requests of a WSGI application at a time, in one worker process."""
 
 _SUPERVISION = frozenset(
     {"workers", "reload", "reload_dirs", "reload_includes", "reload_excludes", "reload_delay"}
@@ -53,7 +58,7 @@ class Settings:
 
     `options`: names and values of `uvicorn.run`. `wait_seconds`: None is for ever. `suggest`: log
     the intention that would allow what is refused. `middleware`: further arguments of
-    `MeshMiddleware`.
+    `MeshMiddleware`. `wsgi_threads`: how many requests of a WSGI application run at a time.
     """
 
     app: str | ASGIApp
@@ -62,6 +67,7 @@ class Settings:
     wait_seconds: float | None = 30.0
     suggest: bool = False
     middleware: Mapping[str, Any] = field(default_factory=dict)
+    wsgi_threads: int = WSGI_THREADS
 
 
 def logging_config() -> dict[str, Any]:
@@ -94,26 +100,52 @@ def uvicorn_config(settings: Settings, *, watch: bool = False) -> uvicorn.Config
 def load_app(settings: Settings) -> ASGIApp:
     """The application as ASGI 3, imported, built and adapted as uvicorn itself would.
 
-    `LaunchError` (app import) when that fails; the traceback is logged.
+    A WSGI application, asked for by ``interface`` or recognised, is a `ThreadedWSGI`.
+    `LaunchError` (app import) when it cannot be loaded; the traceback is logged.
     """
-    wanted = ("interface", "factory")
-    options = {name: settings.options[name] for name in wanted if name in settings.options}
-    config = uvicorn.Config(settings.app, **options, log_config=None, proxy_headers=False)
+    interface = settings.options.get("interface", "auto")
     hint = "check the name (module:attribute), --app-dir and the module's own imports"
     try:
-        config.load()
+        app = _loaded(settings.app, "asgi3", factory=settings.options.get("factory", False))
+        if interface == "wsgi" or (interface == "auto" and is_wsgi(app)):
+            return _threaded(app, settings.wsgi_threads)
+        adapted: ASGIApp = _loaded(app, interface)
     except SystemExit as error:  # uvicorn logged what it could not find
         raise LaunchError(
             ExitCode.APP_IMPORT, f"cannot load the application {settings.app!r}: {hint}"
         ) from error
+    except LaunchError:
+        raise
     except Exception as error:
         logger.exception("importing the application failed")
         raise LaunchError(
             ExitCode.APP_IMPORT,
             f"cannot load the application {settings.app!r}: {type(error).__name__}: {error}",
         ) from error
-    loaded: ASGIApp = config.loaded_app
-    return loaded
+    return adapted
+
+
+def _loaded(app: Any, interface: Any, *, factory: bool = False) -> Any:
+    config = uvicorn.Config(
+        app, interface=interface, factory=factory, log_config=None, proxy_headers=False
+    )
+    config.load()
+    loaded = config.loaded_app
+    # --log-level trace; it is put around everything again when uvicorn serves
+    return loaded.app if isinstance(loaded, MessageLoggerMiddleware) else loaded
+
+
+def _threaded(app: Any, threads: int) -> ASGIApp:
+    try:
+        # Imported here: only WSGI needs the package.
+        from mesh_middleware.server.wsgi import ThreadedWSGI  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise LaunchError(
+            ExitCode.APP_IMPORT,
+            "a WSGI application needs a package that is missing: "
+            "pip install 'mesh-middleware[wsgi]'",
+        ) from error
+    return ThreadedWSGI(app, threads)
 
 
 class MeshServer(uvicorn.Server):
