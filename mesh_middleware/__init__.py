@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     )
     from mesh_middleware.middleware.asgi import MeshMiddleware
     from mesh_middleware.middleware.peer import decision_of, peer_identity
+    from mesh_middleware.middleware.wsgi import MeshWSGIMiddleware
     from mesh_middleware.policy.decision import Decision, Reason
     from mesh_middleware.policy.engine import Policy, compile_policy
     from mesh_middleware.policy.intentions import Action, Intention, Permission
@@ -51,6 +52,7 @@ __all__ = [
     "MeshMiddleware",
     "MeshState",
     "MeshTransport",
+    "MeshWSGIMiddleware",
     "NotReadyError",
     "PeerIdentityError",
     "Permission",
@@ -88,6 +90,7 @@ _HOMES = {
     ),
     "middleware.asgi": ("MeshMiddleware",),
     "middleware.peer": ("decision_of", "peer_identity"),
+    "middleware.wsgi": ("MeshWSGIMiddleware",),
     "policy.decision": ("Decision", "Reason"),
     "policy.engine": ("Policy", "compile_policy"),
     "policy.intentions": ("Action", "Intention", "Permission"),
