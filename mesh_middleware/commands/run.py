@@ -106,6 +106,13 @@ OPTIONS: tuple[click.Parameter, ...] = (
         help="Say the reason in a response header of what audit passes on.",
     ),
     click.Option(
+        ["--revoked-drain"],
+        type=click.FloatRange(0, 86400),
+        default=0.0,
+        show_default=True,
+        help="Seconds for which an open HTTP request may go on once it is refused.",
+    ),
+    click.Option(
         ["--wsgi-threads"],
         type=click.IntRange(1, 1000),
         default=WSGI_THREADS,
@@ -145,6 +152,7 @@ def _run(
     grace: float,
     enforcement: str,
     debug_headers: bool,
+    revoked_drain: float,
     wsgi_threads: int,
     dev: bool,
     dev_intentions: str | None,
@@ -178,6 +186,7 @@ def _run(
                 suggest=dev,
                 enforcement=enforcement,
                 debug_headers=debug_headers,
+                drain_seconds=revoked_drain,
                 wsgi_threads=wsgi_threads,
                 **options,
             )

@@ -56,8 +56,9 @@ LOOK_SECONDS: Final = 0.25
 CLOSE_SECONDS: Final = 1.0
 """How long a close frame may take to be written before the connection is given up."""
 
-AT_ONCE: Final = 256
-"""So many are decided again before the event loop gets its turn: about a millisecond."""
+AT_ONCE: Final = 64
+"""So many are decided again before the event loop gets its turn: less than a millisecond, and a few
+when all of them are ended."""
 
 _LAST: Final = frozenset(
     f"http.response.{name}" for name in ("body", "zerocopysend", "pathsend", "trailers")

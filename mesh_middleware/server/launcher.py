@@ -222,6 +222,7 @@ def serve(
     enforcement: str = "enforce",
     audit: Iterable[AuditRule] = (),
     debug_headers: bool = False,
+    drain_seconds: float = 0.0,
     wsgi_threads: int = WSGI_THREADS,
     **uvicorn_options: Any,
 ) -> ExitCode:
@@ -235,7 +236,7 @@ def serve(
     catalogue. `ops_port`: plain HTTP for /health/live and /health/ready on `ops_host`. `grace`:
     seconds between the check going critical and the listeners closing. `suggest`: log, with each
     refusal, the intention that would allow it (development). `enforcement`, `audit`,
-    `debug_headers`: as `MeshMiddleware` takes them. `uvicorn_options`: those of
+    `debug_headers`, `drain_seconds`: as `MeshMiddleware` takes them. `uvicorn_options`: those of
     `uvicorn.run`, but for TLS and proxy headers, which the mesh decides.
 
     What goes wrong is logged and is in the exit code (`ExitCode`); ConfigError only for a wrong
@@ -264,6 +265,7 @@ def serve(
             "enforcement": str(in_audit.mode),
             "audit": in_audit.rules,
             "debug_headers": debug_headers,
+            "drain_seconds": drain_seconds,
         },
         wsgi_threads=wsgi_threads,
     )

@@ -539,9 +539,11 @@ def test_a_websocket_that_the_application_has_closed_is_left_alone() -> None:
     async def scenario() -> None:
         source = Source()
         call = Call(MeshMiddleware(closed, mesh=source), socket_scope())
+        call.hangs_up = False
         await call.reaches(2)
         source.intend()
         await asyncio.sleep(10 * FAST)
+        assert not call.task.done()
         call.incoming.put_nowait({"type": "websocket.disconnect"})
         await call.over()
         assert len(call.sent) == 2
@@ -665,6 +667,27 @@ def test_a_change_between_decision_and_first_look_is_seen(apps: Apps) -> None:
             await apps.stream(scope, receive, send)
 
         await Call(MeshMiddleware(at_once, mesh=source), web()).over()
+
+    run(scenario)
+
+
+def test_a_change_while_it_is_decided_is_seen(apps: Apps) -> None:
+    class Racing(Source):
+        """Publishes just after its state was read for the first time."""
+
+        def __getattribute__(self, name: str) -> Any:
+            value = super().__getattribute__(name)
+            if name == "state" and self.armed:
+                self.armed = False
+                self.intend()
+            return value
+
+        armed = False
+
+    async def scenario() -> None:
+        source = Racing()
+        source.armed = True
+        await Call(MeshMiddleware(apps.stream, mesh=source), web()).over()
 
     run(scenario)
 
