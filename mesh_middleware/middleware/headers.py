@@ -7,6 +7,7 @@ as ``-``, because CGI, WSGI and many proxies make no difference between the two.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable
 from typing import Final
 
@@ -47,6 +48,7 @@ _HARMLESS: Final = frozenset(
 )
 
 
+@functools.lru_cache(maxsize=1024)
 def is_identity_header(name: bytes) -> bool:
     """Whether a header of this name claims to say who the client is."""
     return name.replace(b"_", b"-").lower().startswith(IDENTITY_PREFIXES)
