@@ -17,7 +17,7 @@ import weakref
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from mesh_middleware.consul.client import Answer
+from mesh_middleware.consul.client import Answer, ConsulClient
 from mesh_middleware.consul.decode_health import Health, Instance, decode_health
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.consul.watcher import Watcher
@@ -148,19 +148,19 @@ class CatalogResolver:
         if manager is None:
             raise ResolutionError("the mesh manager is gone")
         try:
-            watch.task = manager.run_coroutine(self._run(watch, manager))
+            running = self._run(watch, manager.client, manager.config.wait_seconds)
+            watch.task = manager.run_coroutine(running)
         except NotReadyError as error:
             raise ResolutionError(str(error)) from error
 
-    async def _run(self, watch: _Watch, manager: MeshManager) -> None:
+    async def _run(self, watch: _Watch, client: ConsulClient, wait: float) -> None:
         service, *where = watch.query
-        client, wait = manager.client, manager.config.wait_seconds
         scope = dict(zip(("dc", "ns", "partition"), where, strict=True))
         given = {key: value for key, value in scope.items() if value}
 
         async def deliver(answer: Answer) -> None:
             rows = decode_health(answer.json)
-            others = "" if any(map(_in_mesh, rows)) else await self._others(watch, manager, given)
+            others = "" if any(map(_in_mesh, rows)) else await self._others(service, client, given)
             if answer.headers.get("x-consul-results-filtered-by-acls") == "true":
                 others = "; ".join(filter(None, (others, "ACLs of our token hide some")))
             self._publish(watch, _Answer(rows, others))
@@ -174,12 +174,11 @@ class CatalogResolver:
         while time.monotonic() - watch.used < IDLE_SECONDS:
             await watcher.step()
 
-    async def _others(self, watch: _Watch, manager: MeshManager, where: dict[str, str]) -> str:
+    async def _others(self, service: str, client: ConsulClient, where: dict[str, str]) -> str:
         """In words: who has the name without being in the mesh."""
-        service = watch.query[0]
         try:
             async with asyncio.timeout(_DESCRIBE_SECONDS):
-                answer = await manager.client.health_service(service, False, where)
+                answer = await client.health_service(service, False, where)
                 rows = decode_health(answer.json)
         except (ConsulError, DecodeError, TimeoutError):
             return ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
 import threading
@@ -295,6 +296,19 @@ def test_an_agent_that_does_not_answer_is_a_timeout(world: World, calling: Any) 
     with calling() as client, pytest.raises(httpx.ConnectTimeout, match="billing"):
         client.get("http://billing/", timeout=httpx.Timeout(5, connect=0.4))
     assert 0.3 < time.monotonic() - started < 2
+
+
+async def test_many_calls_that_wait_are_over_in_time(world: World) -> None:
+    """More than there are threads to wait in."""
+    world.agent.stop()
+    started = time.monotonic()
+    timeout = httpx.Timeout(5, connect=0.5)
+    transport = AsyncMeshTransport(world.manager)
+    async with httpx.AsyncClient(transport=transport, timeout=timeout) as client:
+        calls = (client.get("http://billing/") for _ in range(60))
+        answers = await asyncio.gather(*calls, return_exceptions=True)
+    assert {type(answer) for answer in answers} == {httpx.ConnectTimeout}
+    assert time.monotonic() - started < 2
 
 
 REGISTERED = [

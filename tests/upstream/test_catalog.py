@@ -1,0 +1,214 @@
+"""Instances from the agent's catalogue: followed at once, kept while the agent is away."""
+
+from __future__ import annotations
+
+import gc
+import json
+import time
+import weakref
+from typing import Any
+
+import httpx
+import pytest
+
+from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul import client as consul_client
+from mesh_middleware.consul.answer import Answer
+from mesh_middleware.consul.manager import MeshManager
+from mesh_middleware.errors import ConsulError
+from mesh_middleware.upstream import catalog
+from mesh_middleware.upstream.catalog import catalog_of
+from mesh_middleware.upstream.names import UpstreamName
+from mesh_middleware.upstream.resolver import ResolutionError
+from mesh_middleware.upstream.transport import MeshTransport
+from tests.support import wait_for
+from tests.upstream.world import World
+
+BILLING = UpstreamName("billing")
+
+
+def ids(world: World, name: UpstreamName = BILLING) -> list[list[str]]:
+    found = catalog_of(world.manager).wait(name, 5)
+    return [sorted(e.instance for e in tier) for tier in found.tiers]
+
+
+def test_scale_to_zero_and_back_is_followed_within_a_second(world: World) -> None:
+    world.add("billing", "one")
+    with httpx.Client(transport=MeshTransport(world.manager)) as client:
+        assert client.get("http://billing/").json()["instance"] == "one"
+        world.remove("one")
+        started = time.monotonic()
+        wait_for(lambda: ids(world) == [[]])
+        with pytest.raises(httpx.ConnectError, match="nothing has that name"):
+            client.get("http://billing/")
+        assert time.monotonic() - started < 1
+        world.add("billing", "two")
+        started = time.monotonic()
+        wait_for(lambda: ids(world) == [["two"]])
+        assert client.get("http://billing/").json()["instance"] == "two"
+        assert time.monotonic() - started < 1
+
+
+def test_the_same_instances_are_the_same_object(world: World) -> None:
+    world.register("billing", 1)
+    resolver = catalog_of(world.manager)
+    first = resolver.wait(BILLING, 5)
+    assert resolver.known(BILLING) is first
+    assert catalog_of(world.manager) is resolver
+    before = world.manager.state.generation
+    world.put("/v1/agent/service/maintenance/billing?enable=true")
+    wait_for(lambda: resolver.known(BILLING) is not first)
+    assert ids(world) == [[]]
+    assert world.manager.state.generation == before
+
+
+def test_the_list_stays_while_the_agent_is_away(world: World) -> None:
+    world.add("billing", "one")
+    with httpx.Client(transport=MeshTransport(world.manager)) as client:
+        assert client.get("http://billing/").is_success
+        world.agent.stop()
+        assert client.get("http://billing/").is_success
+        world.agent.start()
+        world.add("billing", "two")
+        wait_for(lambda: ids(world) == [["one", "two"]])
+
+
+class Answers:
+    """What the agent says to ``/v1/health/connect``, by datacenter; an exception is raised."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.by: dict[str, Any] = {}
+        self.asked: list[tuple[str, dict[str, str]]] = []
+        answers = self
+
+        async def health_connect(
+            self: Any, service: str, index: int, wait: float, passing: bool, where: dict[str, str]
+        ) -> Answer:
+            assert not passing
+            answers.asked.append((service, where))
+            said = answers.by[where.get("dc", "")]
+            if isinstance(said, Exception):
+                raise said
+            return said
+
+        monkeypatch.setattr(consul_client.ConsulClient, "health_connect", health_connect)
+
+
+@pytest.fixture
+def answers(monkeypatch: pytest.MonkeyPatch) -> Answers:
+    return Answers(monkeypatch)
+
+
+def rows(*names: str, service: str = "billing", dc: str = "dc1", **headers: str) -> Answer:
+    node = {"Node": "n", "Address": "10.0.0.1", "Datacenter": dc}
+    found = [
+        {
+            "Node": node,
+            "Service": {"ID": n, "Service": service, "Port": 1, "Connect": {"Native": True}},
+        }
+        for n in names
+    ]
+    return Answer(200, json.dumps(found).encode(), None, headers)
+
+
+def test_a_row_of_another_service_is_not_used(world: World, answers: Answers) -> None:
+    """It would make us expect that other service's certificate."""
+    answers.by[""] = rows("evil", service="ledger")
+    assert ids(world) == [[]]
+
+
+def test_nearer_datacenters_come_first(world: World, answers: Answers) -> None:
+    answers.by = {"": rows("here"), "dc2": rows("there", dc="dc2"), "dc3": ConsulError("away")}
+    name = UpstreamName("billing", failover=("dc2", "dc3"))
+    wait_for(lambda: ids(world, name) == [["here"], ["there"]])
+    (near,), (far,) = catalog_of(world.manager).wait(name, 5).tiers
+    assert (near.datacenter, far.datacenter) == ("dc1", "dc2")
+
+
+def test_a_datacenter_without_anybody_waits_for_the_next(world: World, answers: Answers) -> None:
+    answers.by = {"": rows(), "dc2": ConsulError("away")}
+    name = UpstreamName("billing", failover=("dc2",))
+    with pytest.raises(TimeoutError, match="away"):
+        catalog_of(world.manager).wait(name, 0.3)
+    answers.by["dc2"] = rows("there", dc="dc2")
+    wait_for(lambda: ids(world, name) == [[], ["there"]])
+
+
+def test_the_name_says_where_to_ask(world: World, answers: Answers) -> None:
+    answers.by = {"dc2": rows()}
+    ids(world, UpstreamName("billing", datacenter="dc2", namespace="team", partition="part"))
+    assert answers.asked == [("billing", {"dc": "dc2", "ns": "team", "partition": "part"})]
+
+
+def test_a_refusal_of_the_agent_is_said_at_once(world: World, answers: Answers) -> None:
+    answers.by[""] = ConsulError("status 403: ACL not found", status=403)
+    started = time.monotonic()
+    with pytest.raises(ResolutionError, match="ACL not found"):
+        catalog_of(world.manager).wait(BILLING, 5)
+    assert time.monotonic() - started < 2
+
+
+def test_an_answer_of_another_shape_is_said(world: World, answers: Answers) -> None:
+    answers.by[""] = Answer(200, b'{"a": 1}', None, {})
+    with pytest.raises(ResolutionError, match="must be a list"):
+        catalog_of(world.manager).wait(BILLING, 5)
+
+
+def test_rows_hidden_by_acls_are_mentioned(world: World, answers: Answers) -> None:
+    answers.by[""] = rows(**{"x-consul-results-filtered-by-acls": "true"})
+    assert "ACLs of our token hide some" in catalog_of(world.manager).wait(BILLING, 5).described
+
+
+def test_more_than_a_few_are_counted(world: World, answers: Answers) -> None:
+    answers.by[""] = rows(*"abcdefgh")
+    assert "3 more" in catalog_of(world.manager).wait(BILLING, 5).described
+
+
+def test_upstreams_that_nobody_asks_for_are_forgotten(
+    world: World, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "IDLE_SECONDS", 0.0)
+    answers.by[""] = rows("one")
+    resolver = catalog_of(world.manager)
+    assert resolver.known(BILLING) is None
+    (watch,) = resolver._watches.values()
+    assert watch.task is not None
+    watch.task.result(5)
+    monkeypatch.setattr(catalog, "IDLE_SECONDS", 600.0)
+    assert ids(world) == [["one"]]  # and watched anew
+
+
+def test_hosts_from_outside_cannot_use_up_the_agent(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(catalog, "MAX_WATCHES", 2)
+    with httpx.Client(transport=MeshTransport(world.manager)) as client:
+        for host in ("a", "b", "c"):
+            with pytest.raises(httpx.ConnectError) as caught:
+                client.get(f"http://{host}/")
+    assert "2 upstreams are watched already" in str(caught.value)
+
+
+def test_a_manager_that_restarts_is_asked_again(world: World) -> None:
+    world.register("billing", 1, "one")
+    assert ids(world) == [["one"]]
+    world.manager.close()
+    with pytest.raises(ResolutionError, match="not running"):
+        wait_for(lambda: catalog_of(world.manager).wait(BILLING, 0.1) and None)
+    world.manager.start()
+    world.manager.wait_ready(15)
+    assert ids(world) == [["one"]]
+
+
+def test_a_resolver_keeps_no_manager_alive(world: World) -> None:
+    manager = MeshManager(MeshConfig("api", address=world.agent.address))
+    with manager:
+        manager.wait_ready(15)
+        resolver = catalog_of(manager)
+        resolver.wait(BILLING, 5)
+    gone = weakref.ref(manager)
+    del manager
+    gc.collect()
+    assert gone() is None
+    with pytest.raises(ResolutionError, match="gone"):
+        resolver.known(UpstreamName("other"))
