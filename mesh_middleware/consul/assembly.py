@@ -152,6 +152,8 @@ class Assembly:
         if contexts is None or not _same_tls(state, bundle, svid):
             try:
                 contexts = TLSContexts(svid, bundle, generation=state.generation + 1)
+                if state.contexts is not None:
+                    contexts.prepare_like(state.contexts)
             except DecodeError as error:
                 self.problems = {**problems, "leaf": str(error)}
                 return state
