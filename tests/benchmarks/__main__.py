@@ -6,9 +6,15 @@ import platform
 import ssl
 import sys
 
-from tests.benchmarks import decisions, middleware, servers, stall
+from tests.benchmarks import decisions, middleware, rotation, servers, stall
 
-ALL = {"decisions": decisions, "middleware": middleware, "stall": stall, "servers": servers}
+ALL = {
+    "decisions": decisions,
+    "middleware": middleware,
+    "stall": stall,
+    "servers": servers,
+    "rotation": rotation,
+}
 
 
 def main(argv: list[str]) -> int:

@@ -1,0 +1,171 @@
+"""Callers that keep a service busy in every way that a connection can be used, and count.
+
+Each caller is a thread with blocking sockets. A *session* is what it does on one connection; long
+ones go on until everybody is asked to reconnect. What fails is kept, with what it was.
+"""
+
+from __future__ import annotations
+
+import http.client
+import socket
+import ssl
+import threading
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from typing import Self
+
+import httpx
+from websockets.sync.client import connect as websocket_connect
+
+from mesh_middleware.consul.manager import MeshManager
+from mesh_middleware.policy.spiffe import ServiceIdentity
+from mesh_middleware.tls.contexts import VerifiedPeer, verified_peer
+from tests.server.mesh import request
+from tests.soak.app import CHUNK
+
+PAUSE_SECONDS = 0.02
+DOWNLOAD_CHUNKS = 15
+UPLOAD = b"u" * 300_000
+
+
+class Load:
+    """A context manager: callers of `service` on `port`, as `manager`'s service, until the end."""
+
+    def __init__(self, manager: MeshManager, service: str, port: int) -> None:
+        self.manager, self.port = manager, port
+        svid = manager.state.svid
+        assert svid is not None
+        ours = svid.identity
+        self.expected = ServiceIdentity(
+            ours.trust_domain, service, ours.namespace, ours.partition, ours.datacenter
+        )
+        self.context = manager.client_context(self.expected)
+        self.done: Counter[str] = Counter()
+        self.failures: list[str] = []
+        self._ending = threading.Event()
+        self._epoch = 0
+        self._current: dict[str, int] = {}
+        self._lock = threading.Lock()
+        self._threads: list[threading.Thread] = []
+
+    def __enter__(self) -> Self:
+        sessions: dict[str, Callable[[], None]] = {
+            "keep-alive": self.keep_alive,
+            "new connection": self.new_connection,
+            "WebSocket": self.websocket,
+            "download": self.download,
+            "upload": self.upload,
+            "httpx": self.httpx,
+        }
+        for name, session in sessions.items():
+            thread = threading.Thread(target=self._call, args=(name, session), name=name)
+            self._threads.append(thread)
+            thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ending.set()
+        for thread in self._threads:
+            thread.join(30)
+            assert not thread.is_alive(), thread.name
+
+    def nobody_is_older(self) -> Callable[[], bool]:
+        """True once every caller has ended the session that it has now."""
+        self._epoch += 1
+        wanted = self._epoch
+        return lambda: (
+            bool(self.failures)
+            or all(self._current.get(thread.name, 0) >= wanted for thread in self._threads)
+        )
+
+    def connect(self) -> ssl.SSLSocket:
+        sock = socket.create_connection(("127.0.0.1", self.port), timeout=20)
+        try:
+            return self.context.wrap_socket(sock, server_hostname="mesh")
+        except BaseException:
+            sock.close()
+            raise
+
+    def server_now(self) -> VerifiedPeer:
+        """Who answers a new connection."""
+        with closing(self.connect()) as sock:
+            assert request(sock)[0] == 200
+            peer = verified_peer(sock)
+            assert peer is not None
+            return peer
+
+    # -- sessions -------------------------------------------------------------------------------
+
+    def keep_alive(self) -> None:
+        with closing(self.connect()) as sock:
+            for _ in self._while_fresh():
+                self._count("keep-alive", request(sock)[0] == 200)
+
+    def new_connection(self) -> None:
+        with closing(self.connect()) as sock:
+            self._count("new connection", request(sock)[0] == 200)
+        self._ending.wait(PAUSE_SECONDS)
+
+    def websocket(self) -> None:
+        with (
+            closing(self.connect()) as sock,
+            websocket_connect("ws://mesh/echo", sock=sock, proxy=None) as connection,
+        ):
+            for number in self._while_fresh():
+                connection.send(str(number))
+                self._count("WebSocket", connection.recv(20) == str(number))
+
+    def download(self) -> None:
+        with closing(self.connect()) as sock:
+            status, body = request(sock, f"/download?chunks={DOWNLOAD_CHUNKS}")
+            self._count("download", (status, len(body)) == (200, DOWNLOAD_CHUNKS * len(CHUNK)))
+
+    def upload(self) -> None:
+        with closing(self.connect()) as sock:
+            head = f"POST /upload HTTP/1.1\r\nhost: mesh\r\ncontent-length: {len(UPLOAD)}\r\n\r\n"
+            sock.sendall(head.encode())
+            for start in range(0, len(UPLOAD), 50_000):
+                sock.sendall(UPLOAD[start : start + 50_000])
+                self._ending.wait(PAUSE_SECONDS)
+            response = http.client.HTTPResponse(sock, method="POST")
+            response.begin()
+            self._count("upload", response.read() == str(len(UPLOAD)).encode())
+
+    def httpx(self) -> None:
+        context = self.manager.client_context(self.expected)
+        with httpx.Client(verify=context, trust_env=False, timeout=20) as client:
+            for _ in self._while_fresh():
+                answer = client.get(f"https://127.0.0.1:{self.port}/hello")
+                self._count("httpx", answer.status_code == 200)
+
+    # -- counting -------------------------------------------------------------------------------
+
+    def _while_fresh(self) -> Iterator[int]:
+        """Numbers, until everybody is asked to reconnect."""
+        epoch, number = self._epoch, 0
+        while True:
+            yield number
+            number += 1
+            if self._ending.wait(PAUSE_SECONDS) or self._epoch != epoch:
+                return
+
+    def _call(self, name: str, session: Callable[[], None]) -> None:
+        while not self._ending.is_set():
+            epoch = self._epoch
+            self._current[name] = epoch
+            try:
+                session()
+            except Exception as error:
+                self._failed(f"{name}: {type(error).__name__}: {error}")
+                self._ending.wait(0.2)
+
+    def _count(self, name: str, good: bool) -> None:
+        if good:
+            self.done[name] += 1
+        else:
+            self._failed(f"{name}: not the right answer")
+
+    def _failed(self, text: str) -> None:
+        with self._lock:
+            self.failures.append(text)
