@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any, Final
+from urllib.parse import unquote_to_bytes
 
 from mesh_middleware._types import Environ, Scope
 from mesh_middleware.middleware.target import quoted
@@ -29,8 +30,8 @@ def scope_of(environ: Environ) -> Scope:
     outer: Scope = environ.get("asgi.scope") or {}
     root, info = _text(environ.get("SCRIPT_NAME", "")), _text(environ.get("PATH_INFO", ""))
     raw = _raw_path(environ, outer)
-    if root and raw is not None and not raw.startswith(root.encode("utf-8", "surrogateescape")):
-        root = ""  # somebody before the server took the prefix off; what was sent never had it
+    if _is_moved(environ, root + info, raw):
+        root = ""  # then the path must be allowed as it is routed, and as it was sent
     extensions: dict[str, Any] = dict(outer.get("extensions") or {})
     scope: Scope = {
         "type": "http",
@@ -54,6 +55,17 @@ def _raw_path(environ: Environ, outer: Scope) -> bytes | None:
     raw: bytes | None = outer.get("raw_path")
     uri = environ.get("RAW_URI") or environ.get("REQUEST_URI")
     return _bytes(uri).partition(b"?")[0] if raw is None and uri else raw
+
+
+def _is_moved(environ: Environ, path: str, raw: bytes | None) -> bool:
+    """Whether ``SCRIPT_NAME`` may be somebody else's word than the operator's.
+
+    gunicorn takes it from a header of whom ``forwarded_allow_ips`` trusts: a client that calls
+    ``/public/admin`` and says ``SCRIPT_NAME: /public`` gets ``/admin``.
+    """
+    if "HTTP_SCRIPT_NAME" in environ:
+        return True
+    return raw is not None and unquote_to_bytes(raw) != path.encode("utf-8", "surrogateescape")
 
 
 def headers_of(environ: Environ) -> Headers:

@@ -290,6 +290,14 @@ def test_rules_judge_the_wire_and_what_is_routed(environ: dict[str, Any], reason
     assert call(guarded(Recorder(), *NO_ADMIN), from_web(**environ)).reason == reason
 
 
+def test_a_root_path_that_the_client_names_moves_nothing() -> None:
+    """gunicorn (27) takes SCRIPT_NAME from a header of those it trusts."""
+    app = guarded(Recorder(), *web_permissions(rule(Action.ALLOW, path_prefix="/public")))
+    moved = {"SCRIPT_NAME": "/public", "PATH_INFO": "/admin", "RAW_URI": "/public/admin"}
+    assert call(app, from_web(**moved)).status == 200  # the operator's root path
+    assert call(app, from_web(**moved, HTTP_SCRIPT_NAME="/public")).status == 403
+
+
 def test_the_query_is_the_one_that_the_application_sees() -> None:
     secret = header_rule(Action.DENY, name=":path", suffix="key=1")
     app = guarded(Recorder(), *web_permissions(secret, REST))

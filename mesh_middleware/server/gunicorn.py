@@ -1,0 +1,100 @@
+"""gunicorn on the mesh: certificates from the manager of each worker process, none from files.
+
+The whole ``gunicorn.conf.py``, beside your own settings:
+
+    from mesh_middleware.server.gunicorn import MeshConf
+
+    mesh = MeshConf("stock")
+    certfile, ssl_context, post_fork = mesh.certfile, mesh.ssl_context, mesh.post_fork
+
+The application needs its middleware as anywhere: ``MeshWSGIMiddleware`` (sync, gthread) or
+``MeshMiddleware`` with `mesh_middleware.server.gunicorn_worker.MeshUvicornWorker`. What is not
+encrypted, or not by these settings, has no caller and is refused there.
+
+Each worker starts its manager after the fork, so that ``preload_app`` and reloads (HUP) are fine.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import ssl
+from collections.abc import Callable
+from typing import Any, Final
+
+from mesh_middleware.consul.manager import MeshManager
+from mesh_middleware.errors import ConfigError, NotReadyError
+from mesh_middleware.runtime import manager_for
+from mesh_middleware.tls.contexts import MeshContext, TLSContexts
+
+logger = logging.getLogger("gunicorn.error")
+
+WAIT_SECONDS: Final = 10.0
+"""How long a worker waits for its first mesh state; below gunicorn's own ``timeout`` of 30."""
+
+
+class MeshConf:
+    """Settings of gunicorn for the service `service`, which is what its name is in Consul.
+
+    `wait`: seconds that a new worker waits for certificates and intentions. After that it serves
+    all the same: connections are dropped until it has them, and the log says what is missing.
+    The agent is found in the environment (`MeshConfig.from_env`), in each worker.
+    """
+
+    certfile: Final = "/dev/null"
+    """Turns TLS on: gunicorn wants a file that exists and, with `ssl_context`, never reads it."""
+
+    def __init__(self, service: str, *, wait: float = WAIT_SECONDS) -> None:
+        if not service:
+            raise ConfigError("service must be the name of a Consul service, not empty")
+        self.service = service
+        self._wait = wait
+        self._contexts: dict[tuple[str, ...], MeshContext] = {}
+
+    def ssl_context(
+        self,
+        conf: Any,
+        default_ssl_context_factory: Callable[[], ssl.SSLContext],  # noqa: ARG002
+    ) -> ssl.SSLContext:
+        """gunicorn's hook: the context that gives each new connection the newest certificate.
+
+        gunicorn calls it for every connection (sync, gthread), so that one context is kept for
+        each set of protocols.
+        """
+        alpn = alpn_of(conf)
+        found = self._contexts.get(alpn)
+        if found is None:
+            found = self._contexts[alpn] = MeshContext.for_server(self._current, alpn=alpn)
+        return found
+
+    def post_fork(self, server: Any, worker: Any) -> None:  # noqa: ARG002
+        """gunicorn's hook: start the worker's manager and wait for what it learns.
+
+        ConfigError, which ends gunicorn, where ``certfile`` was left out: it would serve without
+        TLS, and every request would be refused.
+        """
+        if not worker.cfg.is_ssl:
+            raise ConfigError("gunicorn.conf.py must also say: certfile = mesh.certfile")
+        source = manager_for(self.service)
+        if not isinstance(source, MeshManager):
+            return
+        try:
+            source.wait_ready(self._wait)
+        except NotReadyError as error:
+            logger.error("%s; connections are dropped until then", error)  # noqa: TRY400
+
+    def _current(self) -> TLSContexts:
+        source = manager_for(self.service)
+        contexts = source.state.contexts
+        if contexts is None:
+            # gunicorn closes the connection without a word; any other error gets a plain answer
+            raise OSError(errno.ECONNRESET, f"no certificate for {self.service!r} yet")
+        return contexts
+
+
+def alpn_of(conf: Any) -> tuple[str, ...]:
+    """What gunicorn's own context would offer: ``http_protocols`` where HTTP/2 is among them."""
+    wanted = getattr(conf, "http_protocols", None) or ()
+    if "h2" not in wanted:
+        return ()
+    return tuple({"h1": "http/1.1"}.get(name, name) for name in wanted if name in ("h1", "h2"))

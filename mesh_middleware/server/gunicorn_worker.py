@@ -1,0 +1,35 @@
+"""ASGI applications under gunicorn: a uvicorn worker that tells the application who calls.
+
+    worker_class = "mesh_middleware.server.gunicorn_worker.MeshUvicornWorker"
+
+beside the lines of `mesh_middleware.server.gunicorn`. Needs the package ``uvicorn-worker``.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # no py.typed in 0.4
+
+from mesh_middleware.server.protocols import MeshHTTP, MeshScope
+
+
+class MeshUvicornWorker(UvicornWorker):  # type: ignore[misc]  # for the same reason
+    """uvicorn's worker: TLS by gunicorn's ``ssl_context`` hook, the proven caller in the scopes.
+
+    Addresses and schemes from headers are not believed, whatever ``forwarded_allow_ips`` says.
+    """
+
+    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"http": MeshHTTP, "proxy_headers": False}
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.config.ssl_context_factory = self._ssl_context
+
+    def _ssl_context(self, _config: Any, default: Any) -> Any:
+        return self.cfg.ssl_context(self.cfg, default)
+
+    def load_wsgi(self) -> None:
+        """Load the application, which gunicorn calls WSGI whatever it is."""
+        super().load_wsgi()
+        self.wsgi: Any = MeshScope(self.wsgi)
