@@ -52,5 +52,9 @@ bench: $(STAMP)  ## measure: decisions, middleware, server (about 10 minutes)
 fuzz: $(STAMP)  ## property tests and fuzzing at length (about 10 minutes)
 	MESH_FUZZ_EXAMPLES=20000 $(BIN)/pytest tests/fuzz tests/policy -q -p no:cacheprovider --timeout 1200
 
+soak: $(STAMP)  ## 1,000 rotations under load, 50,000 connections, each fault for a minute
+	MESH_SOAK=1 $(BIN)/pytest tests/soak -q -s -p no:cacheprovider --timeout 7200
+	$(BIN)/python -m tests.faults 60
+
 clean:  ## remove what these commands made
 	rm -rf $(VENV) .cache .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache
