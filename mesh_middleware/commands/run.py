@@ -80,7 +80,7 @@ OPTIONS: tuple[click.Parameter, ...] = (
     click.Option(
         ["--ops-port"],
         type=click.IntRange(0, 65535),
-        help="Port of the plaintext operations listener: /health/live, /health/ready.",
+        help="Port of the plaintext operations listener: /health, /metrics, /status.",
     ),
     click.Option(
         ["--ops-host"], default="127.0.0.1", show_default=True, help="Address of that listener."

@@ -50,6 +50,7 @@ from mesh_middleware.middleware.target import (
     server_root,
     wire_request,
 )
+from mesh_middleware.observe.counts import counts
 from mesh_middleware.observe.decisions import allowed, decision_log, log_fields, logger
 from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.engine import NO_CLAIMS, Claims, Policy
@@ -190,11 +191,18 @@ class MeshMiddleware:
             fields = self._fields(scope, request, caller, decision, state)
             audited = self._passes(scope, request, caller, decision, state)
             decision_log.refused({**fields, "mesh_request_id": request_id}, enforced=not audited)
+            if counts.on:
+                outcome = "audited" if audited else "refused"
+                counts.decided(outcome, decision, caller)
+                counts.remember(outcome, fields)
             if not audited:
                 status = 503 if state.fault is not None else None
                 return refuse(decision.reason, request_id, status=status)
-        elif logger.isEnabledFor(logging.DEBUG):
-            allowed(self._fields(scope, request, caller, decision, state))
+        else:
+            if counts.on:
+                counts.decided("allowed", decision, caller)
+            if logger.isEnabledFor(logging.DEBUG):
+                allowed(self._fields(scope, request, caller, decision, state))
         policy = state.policy
         headers = visible_headers(
             scope["headers"],
@@ -241,6 +249,9 @@ class MeshMiddleware:
         scope, request, _, _, _, caller = entry.asked
         fields = self._fields(scope, request, caller, decision, state)
         decision_log.refused(fields, verb="ended")
+        if counts.on:
+            counts.decided("ended", decision, caller)
+            counts.remember("ended", fields)
 
     def _source(self) -> StateSource | None:
         return self._mesh or sources.get(self._service)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
+from mesh_middleware.server.reports import SharedReports
 from mesh_middleware.state import PARTS
 
 BEAT_SECONDS = 1.0
@@ -50,12 +51,16 @@ class Health:
 
 
 class Board:
-    """Rows of `slots` workers in shared memory; can be handed to a spawned process."""
+    """Rows of `slots` workers in shared memory; can be handed to a spawned process.
+
+    `reports`: where workers say more than numbers, or None where nobody asks.
+    """
 
     def __init__(self, slots: int = 1, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._cells: Any = multiprocessing.get_context("spawn").RawArray("d", slots * _FIELDS)
         self._clock = clock
         self.slots = slots
+        self.reports: SharedReports | None = None
 
     def beat(self, slot: int, phase: Phase, missing: Sequence[str] = ()) -> None:
         """Write the row of `slot`: alive now, in `phase`, without the parts `missing`."""
@@ -65,6 +70,8 @@ class Board:
 
     def clear(self, slot: int) -> None:
         """Forget what the worker of `slot` wrote: it is gone, another one may come."""
+        if self.reports is not None:
+            self.reports.retire(slot)
         self._cells[slot * _FIELDS : (slot + 1) * _FIELDS] = (0.0, 0.0, 0.0)
 
     def phases(self) -> list[Phase]:

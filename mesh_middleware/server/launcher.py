@@ -30,9 +30,10 @@ from mesh_middleware.middleware.audit import Audit, AuditRule, EnforcementMode
 from mesh_middleware.server.exits import ExitCode, LaunchError
 from mesh_middleware.server.heartbeat import Board
 from mesh_middleware.server.listen import bind
-from mesh_middleware.server.ops import OpsListener, health_pages
+from mesh_middleware.server.ops import OpsListener, health_pages, report_pages
 from mesh_middleware.server.presence import Presence, registration_of
 from mesh_middleware.server.reload import Reloader
+from mesh_middleware.server.reports import SharedReports
 from mesh_middleware.server.signals import Signals
 from mesh_middleware.server.supervisor import Supervisor
 from mesh_middleware.server.worker import WSGI_THREADS, Settings, Worker, uvicorn_config
@@ -88,6 +89,8 @@ class Launcher:
         if (self._reload or self._workers > 1) and not isinstance(settings.app, str):
             raise ConfigError("give the application as 'module:attribute' for workers or reload")
         self._board = Board(1 if self._reload else self._workers)
+        if placement.ops_port is not None:
+            self._board.reports = SharedReports(self._board.slots)
         self._signals = Signals()
         self._presence: Presence | None = None
         self._refusal = ""
@@ -131,7 +134,9 @@ class Launcher:
         port, host = self._placement.ops_port, self._placement.ops_host
         if port is None:
             return
-        pages = health_pages(self._board.health, self._signals.stopping.is_set)
+        pages = dict(health_pages(self._board.health, self._signals.stopping.is_set))
+        if self._board.reports is not None:
+            pages |= report_pages(self._board.reports.all, self._board.reports.counted)
         try:
             ops = stack.enter_context(OpsListener(host, port, pages))
         except OSError as error:
@@ -233,7 +238,7 @@ def serve(
     `config`: how to reach the agent; None reads the environment (``CONSUL_HTTP_ADDR`` and so on).
     `wait`: seconds to wait for the first mesh state; 0 serves at once and refuses until it is
     there; None waits for ever. `register`, `advertise`, `tags`, `meta`: the entry in the
-    catalogue. `ops_port`: plain HTTP for /health/live and /health/ready on `ops_host`. `grace`:
+    catalogue. `ops_port`: plain HTTP for health, metrics and status on `ops_host`. `grace`:
     seconds between the check going critical and the listeners closing. `suggest`: log, with each
     refusal, the intention that would allow it (development). `enforcement`, `audit`,
     `debug_headers`, `drain_seconds`: as `MeshMiddleware` takes them. `uvicorn_options`: those of

@@ -1,4 +1,4 @@
-"""The operations listener: health for probes that have no mesh certificate.
+"""The operations listener: health, metrics and status for those without a mesh certificate.
 
 Plain HTTP on its own port, in its own thread, with our handlers only; the application is never
 reachable through it. The standard library's server is enough and shares nothing with uvicorn, so
@@ -18,11 +18,13 @@ import re
 import socket
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Self
 
+from mesh_middleware.observe.report import Report
+from mesh_middleware.observe.status import status_document, status_page
 from mesh_middleware.server.heartbeat import Health
 
 logger = logging.getLogger("mesh_middleware.server")
@@ -55,6 +57,10 @@ Pages = Mapping[str, Callable[[], Page]]
 """What the listener answers: path -> a function that makes the answer, in any thread."""
 
 
+Workers = Sequence[tuple[str, Report]]
+"""The report of each worker, by its name."""
+
+
 def health_pages(health: Callable[[], Health], stopping: Callable[[], bool]) -> Pages:
     """/health/live (restart me if not 200) and /health/ready (send traffic only if 200)."""
 
@@ -69,6 +75,28 @@ def health_pages(health: Callable[[], Health], stopping: Callable[[], bool]) -> 
         return Page.json(200 if now.ready else 503, _document(ready=now.ready, why=now.why))
 
     return {"/health/live": live, "/health/ready": ready}
+
+
+def report_pages(all_: Callable[[], Workers], counted: Callable[[], Workers]) -> Pages:
+    """/status, /status.json and /metrics. `all_`: each worker as it is; `counted`: with the counts
+    of those that have ended, for sums that must not go down."""
+
+    def status() -> Page:
+        return Page(200, status_page(all_()).encode(), "text/html; charset=utf-8")
+
+    def document() -> Page:
+        return Page.json(200, status_document(all_()))
+
+    def metrics() -> Page:
+        try:
+            # An optional package: the listener is there without it.
+            from mesh_middleware.observe.metrics import exposition  # noqa: PLC0415
+        except ImportError:
+            hint = "metrics need prometheus-client: pip install 'mesh-middleware[metrics]'"
+            return Page.json(501, {"error": hint})
+        return Page(200, exposition(counted), "text/plain; version=0.0.4; charset=utf-8")
+
+    return {"/status": status, "/status.json": document, "/metrics": metrics}
 
 
 def _document(*, why: str, **flags: bool) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from mesh_middleware._types import ASGIApp, Receive, Scope, Send
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.middleware.asgi import MeshMiddleware
+from mesh_middleware.observe.report import Reporter
 from mesh_middleware.server.context import ServerContext
 from mesh_middleware.server.exits import ExitCode, LaunchError
 from mesh_middleware.server.goaway import GoAway
@@ -203,6 +204,7 @@ class Worker:
         self._config = uvicorn_config(settings)
         self._stopping = threading.Event()
         self._manager = MeshManager(settings.config)
+        self._reporter = None if board.reports is None else Reporter(self._manager)
         self._goaway = GoAway(_no_app)
         self._server = MeshServer(self._config, self._goaway, self._beat)
 
@@ -234,6 +236,8 @@ class Worker:
 
     def _beat(self, phase: Phase) -> None:
         self._board.beat(self._slot, phase, self._manager.state.missing())
+        if self._board.reports is not None and self._reporter is not None:
+            self._board.reports.write(self._slot, self._reporter.report())
 
     def _serve(self, sockets: list[socket.socket]) -> ExitCode:
         try:

@@ -18,6 +18,7 @@ import logging
 import ssl
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -273,10 +274,17 @@ class RefusalLog:
         self._burst, self._per_second, self._clock = burst, per_second, clock
         self._lock = threading.Lock()
         self._credit, self._then, self._left_out = burst, clock(), 0
+        self._counts: Counter[tuple[str, str]] = Counter()
+
+    def counts(self) -> dict[tuple[str, str], int]:
+        """How many were refused since the process began, logged or not, by side and reason."""
+        with self._lock:
+            return dict(self._counts)
 
     def log(self, side: str, reason: str, detail: str) -> None:
         """Log that a `side` (``client`` or ``server``) was refused, unless too many were."""
         with self._lock:
+            self._counts[side, str(reason)] += 1
             now = self._clock()
             earned = (now - self._then) * self._per_second
             self._credit, self._then = min(self._burst, self._credit + earned), now

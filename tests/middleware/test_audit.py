@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import pickle
+import re
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, cast
 
 import pytest
@@ -97,6 +99,12 @@ def test_each_reason_in_each_mode(reason: Reason, mode: str) -> None:
 
 def test_the_list_of_reasons_is_the_promised_one() -> None:
     assert {str(reason) for reason in AUDITED} == PASSED_ON
+
+
+def test_the_guide_lists_the_same() -> None:
+    guide = Path(__file__).parents[2] / "docs" / "guides" / "audit.md"
+    (row,) = re.findall(r"^\| passed on \|(.*)\|$", guide.read_text(), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", row)) == PASSED_ON
 
 
 def test_enforcing_is_what_happens_unless_somebody_says_otherwise(

@@ -308,18 +308,19 @@ def test_a_path_rule_is_asked_with_the_path_of_the_request(apps: Apps) -> None:
     """Routers change the scope; what was asked for stays."""
 
     async def mounted(scope: Scope, receive: Receive, send: Send) -> None:
-        scope["path"], scope["root_path"] = "/elsewhere", "/mount"
+        scope["path"], scope["root_path"] = "/mount/admin", "/mount"
         await apps.stream(scope, receive, send)
 
     async def scenario() -> None:
-        source = Source(*web_permissions(rule(Action.ALLOW, path_exact="/feed")))
+        rules = (rule(Action.DENY, path_exact="/admin"), rule(Action.ALLOW, path_exact="/feed"))
+        source = Source(*web_permissions(*rules))
         call = Call(MeshMiddleware(mounted, mesh=source), web("/feed"))
         rooted = Call(MeshMiddleware(mounted, mesh=source), web("/feed", root_path="/root"))
         await call.reaches(2)
         source.publish(source.state)
         await call.reaches(len(call.sent) + 10)
         await rooted.reaches(len(rooted.sent) + 10)
-        source.intend(*web_permissions(rule(Action.ALLOW, path_exact="/elsewhere")))
+        source.intend(*web_permissions(rule(Action.ALLOW, path_exact="/mount/admin")))
         await call.over()
         await rooted.over()
 
