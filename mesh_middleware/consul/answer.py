@@ -35,8 +35,7 @@ class Answer:
         try:
             return json.loads(self.body)
         except (ValueError, RecursionError) as error:
-            start = self.body[:60].decode("utf-8", "replace")
-            raise DecodeError(f"the answer is not JSON but starts with {start!r}") from error
+            raise DecodeError(f"the answer is not JSON but {_looks_like(self.body)}") from error
 
 
 def parse_index(text: str | None) -> int | None:
@@ -48,3 +47,10 @@ def parse_index(text: str | None) -> int | None:
         return None
     index = int(text)
     return max(index, 1) if index <= _MAX_INDEX else None
+
+
+def _looks_like(body: bytes) -> str:
+    """What a person needs to know of an answer, and nothing of a key that may be in it."""
+    if body.lstrip()[:1] in (b"{", b"["):
+        return "a part of it, or broken"
+    return f"starts with {body[:60].decode('utf-8', 'replace')!r}"

@@ -232,7 +232,7 @@ class ConsulClient:
         finally:
             await response.aclose()
         if not response.is_success:
-            text = body[:500].decode("utf-8", "replace").strip()
+            text = _without_token(body, request)[:500].decode("utf-8", "replace").strip()
             raise ConsulError(
                 f"{path}: status {response.status_code}: {_line(text)}",
                 status=response.status_code,
@@ -267,6 +267,12 @@ def _cause(error: httpx.HTTPError) -> str:
         if isinstance(found, OSError) and found.errno and found.errno > 0:
             words = os.strerror(found.errno)
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
+
+
+def _without_token(body: bytes, request: httpx.Request) -> bytes:
+    """`body` as it may be logged: an error page may repeat the headers of its request."""
+    token = request.headers.get("X-Consul-Token")
+    return body.replace(token.encode("ascii"), b"(token)") if token else body
 
 
 def _line(text: str) -> str:

@@ -31,7 +31,8 @@ from typing import Final
 
 import httpx
 
-from mesh_middleware.errors import MeshError
+from mesh_middleware.consul.body import ACCEPTED, read_body
+from mesh_middleware.errors import DecodeError, MeshError
 from mesh_middleware.tls.jwks import MAX_DOCUMENT, NO_KEYS, KeySet
 from mesh_middleware.tls.providers import (
     CACHE_SECONDS,
@@ -47,6 +48,8 @@ HURRY_SECONDS: Final = 10.0
 
 FAILED_SECONDS: Final = 10.0
 """How long to wait when the retries of an entry are used up."""
+
+_HEADERS: Final = {"Accept": "application/json", "Accept-Encoding": ACCEPTED}
 
 MAX_STALE_SECONDS: Final = 86400.0
 """How long the last keys count when they cannot be fetched: a day."""
@@ -199,16 +202,14 @@ async def fetch(remote: RemoteJWKS) -> bytes:
                 timeout=remote.timeout_seconds,
                 follow_redirects=False,
             ) as client,
-            client.stream("GET", remote.uri, headers={"Accept": "application/json"}) as response,
+            client.stream("GET", remote.uri, headers=_HEADERS) as response,
         ):
             if response.status_code != 200:
                 raise KeysError(f"{remote.uri}: status {response.status_code} instead of 200")
-            body = bytearray()
-            async for chunk in response.aiter_bytes():
-                body += chunk
-                if len(body) > MAX_DOCUMENT:
-                    raise KeysError(f"{remote.uri}: more than {MAX_DOCUMENT} bytes")
-            return bytes(body)
+            encoding = response.headers.get("content-encoding", "")
+            return await read_body(response.aiter_raw(), encoding, MAX_DOCUMENT, remote.uri)
+    except DecodeError as error:
+        raise KeysError(str(error)) from error
     except TimeoutError as error:
         raise KeysError(f"{remote.uri}: no answer in {remote.timeout_seconds:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL) as error:
