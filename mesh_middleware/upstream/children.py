@@ -32,7 +32,11 @@ class Child:
     """
 
     def __init__(
-        self, endpoint: Endpoint, contexts: TLSContexts, make: Callable[[MeshContext], Any]
+        self,
+        endpoint: Endpoint,
+        contexts: TLSContexts,
+        make: Callable[[MeshContext], Any],
+        parse: Callable[[str], Any],
     ) -> None:
         trust_domain = contexts.svid.identity.trust_domain
         self.endpoint = endpoint
@@ -40,7 +44,7 @@ class Child:
         self.identity: ServiceIdentity = endpoint.identity(trust_domain)
         self.outgoing = Outgoing(str(contexts.svid.identity), str(self.identity), endpoint)
         self.server_name = endpoint.server_name(trust_domain).encode("ascii", "replace").decode()
-        self.url = f"https://{endpoint.address}/"
+        self.url: Any = parse(f"https://{endpoint.address}/")  # not once for each request
         # Fixed to these contexts: a newer generation gets a newer child.
         self.transport: Any = make(MeshContext.for_client(lambda: contexts, self.identity))
         self.active = 0
@@ -81,11 +85,18 @@ class Children:
     """The children of one transport, for calls as the service of `mesh`.
 
     Safe from any thread; does no I/O itself. `make`: a child transport for a TLS context.
+    `parse`: makes URLs.
     """
 
-    def __init__(self, mesh: StateSource, make: Callable[[MeshContext], Any]) -> None:
+    def __init__(
+        self,
+        mesh: StateSource,
+        make: Callable[[MeshContext], Any],
+        parse: Callable[[str], Any],
+    ) -> None:
         self._mesh = mesh
         self._make = make
+        self._parse = parse
         self._lock = threading.Lock()
         self._current: dict[Endpoint, Child] = {}
         self._retired: set[Child] = set()
@@ -105,7 +116,7 @@ class Children:
             if child is None or child.contexts is not contexts or child.expires < time.time():
                 if child is not None:
                     self._retire(child)
-                child = self._current[endpoint] = Child(endpoint, contexts, self._make)
+                child = self._current[endpoint] = Child(endpoint, contexts, self._make, self._parse)
             child.active += 1
             child.waiting += 1
             return child

@@ -57,7 +57,9 @@ class Requests:
         self.balancer = Balancer()
         make: Callable[..., Any] = getattr(self.library, child)
         self.children = Children(
-            self.mesh, lambda context: make(verify=context, trust_env=False, **options)
+            self.mesh,
+            lambda context: make(verify=context, trust_env=False, **options),
+            self.library.URL,
         )
         self._seen: dict[UpstreamName, Endpoints] = {}
         # wrong options are found now, not at the first request

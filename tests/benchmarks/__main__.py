@@ -6,7 +6,7 @@ import platform
 import ssl
 import sys
 
-from tests.benchmarks import decisions, middleware, rotation, servers, stall
+from tests.benchmarks import decisions, middleware, rotation, servers, stall, upstream
 
 ALL = {
     "decisions": decisions,
@@ -14,6 +14,7 @@ ALL = {
     "stall": stall,
     "servers": servers,
     "rotation": rotation,
+    "upstream": upstream,
 }
 
 

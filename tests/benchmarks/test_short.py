@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks import decisions, middleware, servers, stall
+from tests.benchmarks import decisions, middleware, servers, stall, upstream
 from tests.benchmarks.measure import cpu_seconds, medians, spread
 
 
@@ -27,6 +27,13 @@ def test_servers() -> None:
     printed = servers.report(short=True)
     assert printed.count("| mesh_middleware |") == 2
     assert printed.count("| bare again |") == 2
+
+
+@pytest.mark.slow
+def test_upstream() -> None:
+    printed = upstream.report(short=True)
+    assert printed.count("| mesh |") == 4
+    assert "A change in the catalogue" in printed
 
 
 def test_figures() -> None:
