@@ -1,9 +1,10 @@
 """Compiled matchers for paths, methods, headers and claims; the only file that knows RE2.
 
 A matcher answers True, False or None: None is *unknown*, for what cannot be evaluated (a pattern
-that does not compile, a regular expression on a value that is not UTF-8, an empty, surplus or
-unknown criterion). False AND unknown is False; True AND unknown is unknown. What unknown means
-for a request is the engine's business: it always counts against the caller.
+that does not compile, a regular expression on a value that is not UTF-8 or that it matches
+otherwise in bytes than in characters, an empty, surplus or unknown criterion). False AND unknown is
+False; True AND unknown is unknown. What unknown means for a request is the engine's business: it
+always counts against the caller.
 """
 
 from __future__ import annotations
@@ -24,6 +25,9 @@ ValueCheck = Callable[[bytes], bool | None]
 
 _OPTIONS = re2.Options()
 _OPTIONS.log_errors = False
+_LATIN1 = re2.Options()
+_LATIN1.log_errors = False
+_LATIN1.encoding = re2.Options.Encoding.LATIN1
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,20 +132,31 @@ def _method_condition(methods: tuple[str, ...]) -> Condition:
 
 
 def _regex(pattern: str) -> ValueCheck | None:
-    """A full match by RE2 on bytes; None when the pattern does not compile."""
+    """A full match by RE2; None when the pattern does not compile.
+
+    Envoy 1.40 matches bytes (Latin-1), older ones characters (UTF-8). They can only differ where
+    pattern or value is not ASCII; a match on which they do differ is unknown.
+    """
+    encoded = pattern.encode("utf-8", "surrogatepass")
     try:
-        compiled = re2.compile(pattern.encode("utf-8", "surrogatepass"), _OPTIONS)
+        by_character = re2.compile(encoded, _OPTIONS).fullmatch
     except re2.error:
         return None
-    fullmatch = compiled.fullmatch
+    try:
+        by_byte = re2.compile(encoded, _LATIN1).fullmatch
+    except re2.error:
+        by_byte = None  # it names a character beyond Latin-1
+    alike = encoded.isascii() and by_byte is not None
 
     def matches(value: bytes) -> bool | None:
-        if not value.isascii():
-            try:
-                value.decode("utf-8")
-            except UnicodeDecodeError:
-                return None
-        return fullmatch(value) is not None
+        if alike and value.isascii():
+            return by_character(value) is not None
+        try:
+            value.decode("utf-8")
+        except UnicodeDecodeError:
+            return None
+        answer = by_character(value) is not None
+        return answer if by_byte is not None and (by_byte(value) is not None) is answer else None
 
     return matches
 

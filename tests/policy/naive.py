@@ -278,8 +278,9 @@ def permission_fits(
 def value_fits(how: str, wanted: str, value: bytes, *, ignore_case: bool) -> str:
     if how == "Regex":
         try:
-            text = value.decode()
-            return YES if re.fullmatch(wanted, text) else NO
+            chars = bool(re.fullmatch(wanted, value.decode()))
+            octets = re.fullmatch(wanted.encode().decode("latin-1"), value.decode("latin-1"))
+            return (YES if chars else NO) if chars is bool(octets) else MAYBE
         except (UnicodeDecodeError, re.error):
             return MAYBE
     want = wanted.encode("utf-8", "surrogatepass")
