@@ -69,7 +69,8 @@ def decide(policy: Policy, ask: Ask, host: str) -> Decision:
 def is_plain(ask: Ask) -> bool:
     """Whether nothing of the request can be read in two ways.
 
-    A regular expression on a value that is not UTF-8 is unknown to us, and counts against a caller.
+    A regular expression on a value that is not ASCII may be unknown to us, and then counts against
+    the caller.
     """
     plain = PLAIN_TARGET.fullmatch(ask.target) is not None
     return plain and all(value.isascii() for _, value in ask.headers)
