@@ -13,17 +13,27 @@ from typing import Any, cast
 import pytest
 
 from mesh_middleware._types import Message, Receive, Scope, Send
+from mesh_middleware.devagent import CertificateAuthority
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.middleware import MeshMiddleware
 from mesh_middleware.middleware import live as live_module
 from mesh_middleware.middleware.live import LOOK_SECONDS
+from mesh_middleware.middleware.peer import RECHECK_SECONDS, ChainVerifier
 from mesh_middleware.observe.decisions import DecisionLog
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.state import MeshState, sources
 from mesh_middleware.testing import static_mesh
 from mesh_middleware.tls.certificates import TrustBundle
-from tests.middleware.calls import ROOT, WEB_MAY, http_scope, rule, verified, web_permissions
+from tests.middleware.calls import (
+    ROOT,
+    WEB_MAY,
+    bundle_of,
+    http_scope,
+    rule,
+    verified,
+    web_permissions,
+)
 from tests.support import await_for
 
 START: Message = {"type": "http.response.start", "status": 200, "headers": []}
@@ -445,6 +455,20 @@ def test_the_chain_of_another_server_is_looked_at_again(apps: Apps) -> None:
         assert len(asked) == 4
 
     run(scenario)
+
+
+def test_until_when_a_chain_is_believed() -> None:
+    ca, now = CertificateAuthority(), time.time()
+    state = replace(static_mesh("api").state, bundle=bundle_of(ca))
+    chains = ChainVerifier()
+    for life, until in ((3600.0, RECHECK_SECONDS), (4.0, 4.0)):
+        tls = {"client_cert_chain": [ca.issue("web", not_after=now + life).cert_pem]}
+        assert chains.until(tls, now) == now  # never seen: ask
+        chains.caller(tls, state, now)
+        assert chains.until(tls, now) == pytest.approx(now + until, abs=1.1)
+    forged = {"client_cert_chain": [CertificateAuthority().issue("web").cert_pem]}
+    chains.caller(forged, state, now)
+    assert chains.until(forged, now) == now
 
 
 # -- WebSockets --------------------------------------------------------------------------------
