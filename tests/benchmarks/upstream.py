@@ -128,7 +128,7 @@ def follow(agent: DevAgent, manager: MeshManager, times: int) -> list[float]:
 
 def report(*, short: bool = False) -> str:
     """All tables."""
-    number, rounds = (20, 2) if short else (400, 15)
+    number, rounds = (40, 2) if short else (40, 80)
     with (
         DevAgent(default_action="allow") as agent,
         tempfile.TemporaryDirectory() as folder,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -17,6 +18,8 @@ import pytest
 
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.state import StaticState
+from mesh_middleware.tls.certificates import X509SVID
+from mesh_middleware.tls.contexts import TLSContexts
 from mesh_middleware.upstream.names import UpstreamName
 from mesh_middleware.upstream.resolver import StaticResolver
 from mesh_middleware.upstream.transport import AsyncMeshTransport, MeshTransport
@@ -212,6 +215,17 @@ async def test_a_rotation_closes_idle_connections_at_once_with_asyncio(world: Wo
         assert await running.aread()
 
 
+@pytest.mark.parametrize("anyio_backend", ["trio"])
+async def test_without_asyncio_the_next_request_notices_a_rotation(world: World) -> None:
+    server = world.add("billing")
+    async with httpx.AsyncClient(transport=AsyncMeshTransport(world.manager)) as client:
+        await client.get("http://billing/")
+        world.rotated(remove_old=True)
+        server.renew()
+        assert (await client.get("http://billing/")).json()["connection"] == 2
+        wait_for(lambda: len(server.open) == 1)
+
+
 def test_an_intention_change_closes_nothing(world: World, calling: Any) -> None:
     world.add("billing")
     with calling() as client:
@@ -362,6 +376,41 @@ def test_http2_is_spoken_where_asked(world: World) -> None:
         with httpx.Client(transport=MeshTransport(world.manager, http2=True)) as client:
             answer = client.get("http://billing/")
     assert (answer.http_version, answer.text) == ("HTTP/2", "2")
+
+
+def test_a_connection_of_an_expired_server_is_not_used_again(world: World, calling: Any) -> None:
+    """Its certificate was valid in the handshake, and lives two seconds."""
+    server = world.add("billing")
+    short = world.agent.ca.issue("billing", not_after=time.time() + 2)
+    bundle = world.contexts("billing").bundle
+    svid = X509SVID.from_pem(short.cert_pem, short.key_pem)
+    server.current = TLSContexts(svid, bundle, generation=1)
+    with calling() as client:
+        assert client.get("http://billing/").json()["connection"] == 1
+        wait_for(lambda: time.time() > short.not_after)
+        server.renew()
+        assert client.get("http://billing/").json()["connection"] == 2
+
+
+def test_gateways_are_told_the_service(world: World, calling: Any) -> None:
+    """By Consul's TLS server name."""
+    names: list[str | None] = []
+    seen = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        world.register("billing", listener.getsockname()[1])
+        seen.sni_callback = lambda _object, name, _context: names.append(name)
+
+        def accept() -> None:
+            connection, _ = listener.accept()
+            with contextlib.suppress(OSError), connection:
+                seen.wrap_socket(connection, server_side=True)
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        with calling() as client, pytest.raises(httpx.ConnectError):
+            client.get("http://billing/")
+        thread.join(10)
+    assert names == [f"billing.default.dc1.internal.{world.agent.ca.trust_domain}"]
 
 
 def test_a_response_says_who_called_whom(world: World, calling: Any) -> None:
