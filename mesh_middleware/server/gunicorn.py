@@ -93,8 +93,8 @@ class MeshConf:
 
 
 def alpn_of(conf: Any) -> tuple[str, ...]:
-    """What gunicorn's own context would offer: ``http_protocols`` where HTTP/2 is among them."""
+    """``http_protocols``, where HTTP/2 is among them and the worker class speaks it (gthread)."""
     wanted = getattr(conf, "http_protocols", None) or ()
-    if "h2" not in wanted:
+    if "h2" not in wanted or conf.worker_class_str != "gthread":
         return ()
     return tuple({"h1": "http/1.1"}.get(name, name) for name in wanted if name in ("h1", "h2"))

@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from mesh_middleware import MeshMiddleware, MeshWSGIMiddleware, PeerIdentityError, peer_identity
+from mesh_middleware.server.wsgi import ThreadedWSGI
 from tests.servers.wsgi_apps import whoami
 
 wsgi = MeshWSGIMiddleware(whoami, service="api")
@@ -42,3 +43,4 @@ async def whoami_asgi(scope: Any, receive: Any, send: Any) -> None:
 
 
 asgi = MeshMiddleware(whoami_asgi, service="api")
+threaded = MeshMiddleware(ThreadedWSGI(whoami, 4), service="api")

@@ -77,7 +77,7 @@ class Process:
     def signal(self, signum: int) -> None:
         self.process.send_signal(signum)
 
-    def says(self, text: str, times: int = 1, timeout: float = 20.0) -> None:
+    def says(self, text: str, times: int = 1, timeout: float = 60.0) -> None:
         """Wait until the log has `text`; fail with the log when the process ends or time is up."""
 
         def said() -> bool:
@@ -121,7 +121,7 @@ class Process:
         except REFUSED:
             return 0
 
-    def answers(self, caller: str, timeout: float = 20.0) -> Self:
+    def answers(self, caller: str, timeout: float = 60.0) -> Self:
         """Wait until `caller` gets an answer."""
 
         def answered() -> bool:

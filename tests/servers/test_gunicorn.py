@@ -5,19 +5,17 @@ from __future__ import annotations
 import json
 import signal
 import socket
-import ssl
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
-from cryptography import x509
 from websockets.sync.client import connect as websocket_connect
 
 from mesh_middleware import ConfigError
 from mesh_middleware.devagent import DevAgent
 from mesh_middleware.server.gunicorn import MeshConf, alpn_of
-from mesh_middleware.tls.keys import load_svid
 from tests.e2e.launch import REFUSED, Caller
 from tests.servers.conftest import ENTRY
 from tests.servers.processes import GUNICORN_CONF, Process, get, gunicorn
@@ -44,53 +42,6 @@ def server(
         yield process.answers("web")
 
 
-def test_the_caller_is_proven(server: Process) -> None:
-    status, said = server.ask("web", "/x")
-    assert (status, said["caller"], said["path"]) == (200, "web", "/x")
-
-
-@pytest.mark.parametrize(
-    ("caller", "target", "status", "reason"),
-    [
-        ("stranger", "/", 403, "default_deny"),
-        ("web", "/admin", 403, "permission_deny"),
-        ("web", "//admin", 403, "ambiguous_path"),
-        ("web", "/x/%2e%2e/admin", 403, "ambiguous_path"),
-        ("web", "/x%zz", 400, "malformed_target"),
-    ],
-)
-def test_refusals(server: Process, caller: str, target: str, status: int, reason: str) -> None:
-    answer, problem = server.ask(caller, target)
-    assert (answer, problem["reason"]) == (status, reason)
-
-
-def test_forged_headers_never_reach_the_application(server: Process) -> None:
-    forged = {
-        "x-forwarded-client-cert": "URI=spiffe://x",
-        "x_forwarded_client_cert": "URI=spiffe://x",
-        "x-role": "user",
-    }
-    status, said = server.ask("web", "/", forged)
-    assert status == 200
-    assert {key.lower() for key in said["headers"] if "role" in key.lower()}
-    assert not [key for key in said["headers"] if "client" in key.lower()]
-
-
-@pytest.mark.parametrize("svid", ["none", "of another mesh"])
-def test_without_a_certificate_of_the_mesh_there_is_no_answer(server: Process, svid: str) -> None:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    if svid != "none":
-        with DevAgent() as other:
-            load_svid(context, Caller.of(other.address, "web").svid)
-    with (
-        socket.create_connection(("127.0.0.1", server.port), timeout=10) as raw,
-        pytest.raises(REFUSED),
-        context.wrap_socket(raw) as sock,
-    ):
-        get(sock)
-
-
 def test_responses_are_streamed_and_closed_or_websockets_served(server: Process) -> None:
     with closing(Caller.of(server.agent, "web").connect(server.port, "api")) as sock:
         if server.command[-1].endswith(":asgi"):
@@ -103,34 +54,6 @@ def test_responses_are_streamed_and_closed_or_websockets_served(server: Process)
 
 
 # -- what changes while it runs --------------------------------------------------------------------
-
-
-def served_root(process: Process) -> bytes:
-    """The key of the issuer of the certificate that the server shows now."""
-    with closing(Caller.of(process.agent, "web").connect(process.port, "api")) as sock:
-        leaf = x509.load_der_x509_certificate(sock.getpeercert(binary_form=True) or b"")
-        get(sock)
-    issuer = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-    return issuer.key_identifier or b""
-
-
-@pytest.mark.parametrize("worker", WORKERS)
-def test_the_ca_rotates_and_intentions_change_while_it_runs(worker: str, tmp_path: Path) -> None:
-    app, lines = WORKERS[worker]
-    with (
-        DevAgent(intentions=[ENTRY]) as agent,
-        gunicorn(agent.address, app, tmp_path / "conf.py", "keepalive = 60", *lines) as process,
-    ):
-        process.answers("web")
-        old, before = Caller.of(agent.address, "web"), served_root(process)
-        agent.rotate_ca()
-        wait_for(lambda: served_root(process) != before, message="the old certificate is served")
-        assert process.status(old) == 200  # its root is still trusted
-        agent.remove_inactive_roots()
-        wait_for(lambda: process.refuses(old), message="the removed root is trusted")
-        assert process.ask("web")[0] == 200
-        agent.put_intentions([{**ENTRY, "Sources": [{"Name": "web", "Action": "deny"}]}])
-        wait_for(lambda: process.ask("web")[0] == 403, message="the old intention holds")
 
 
 @pytest.mark.parametrize("worker", ["sync", "gthread", "uvicorn"])
@@ -201,22 +124,18 @@ def test_a_service_needs_a_name() -> None:
         MeshConf("")
 
 
-class Conf:
-    http_protocols: tuple[str, ...] | None = None
-
-
 @pytest.mark.parametrize(
-    ("wanted", "alpn"),
+    ("wanted", "worker", "alpn"),
     [
-        (None, ()),
-        (("h1",), ()),
-        (("h2", "h1"), ("h2", "http/1.1")),
-        (("h3", "h2"), ("h2",)),
+        (None, "gthread", ()),
+        (("h1",), "gthread", ()),
+        (("h2", "h1"), "gthread", ("h2", "http/1.1")),
+        (("h3", "h2"), "gthread", ("h2",)),
+        (("h2", "h1"), "sync", ()),  # would be chosen by the client and then not spoken
+        (("h2", "h1"), "mesh_middleware.server.gunicorn_worker.MeshUvicornWorker", ()),
     ],
 )
-def test_the_protocols_are_those_of_gunicorn(
-    wanted: tuple[str, ...] | None, alpn: tuple[str, ...]
+def test_the_protocols_are_those_that_the_worker_speaks(
+    wanted: tuple[str, ...] | None, worker: str, alpn: tuple[str, ...]
 ) -> None:
-    conf = Conf()
-    conf.http_protocols = wanted
-    assert alpn_of(conf) == alpn
+    assert alpn_of(SimpleNamespace(http_protocols=wanted, worker_class_str=worker)) == alpn
