@@ -494,6 +494,41 @@ def test_a_websocket_is_closed_with_1008_and_the_reason(apps: Apps) -> None:
     assert apps.ends == ["1008 intention_deny"]
 
 
+def test_what_is_being_ended_is_ended_once(apps: Apps) -> None:
+    async def scenario() -> None:
+        source = Source()
+        call = Call(MeshMiddleware(apps.echo, mesh=source), socket_scope())
+        call.hangs_up = False
+        for count in (2, 2, 2):
+            await call.reaches(1)
+            source.intend()
+            await call.reaches(count)
+            await asyncio.sleep(5 * FAST)
+        assert call.types == ["websocket.accept", "websocket.close"]
+        call.incoming.put_nowait({"type": "websocket.disconnect", "code": 1008})
+        await call.over()
+
+    run(scenario)
+
+
+def test_what_drains_has_one_end(apps: Apps, monkeypatch: pytest.MonkeyPatch) -> None:
+    ends: list[Any] = []
+    monkeypatch.setattr(live_module.Watch, "_drained", lambda _, entry: ends.append(entry))
+
+    async def scenario() -> None:
+        source = Source()
+        call = Call(MeshMiddleware(apps.stream, mesh=source, drain_seconds=0.2), web())
+        for _ in range(3):
+            source.intend()
+            await asyncio.sleep(5 * FAST)
+        await await_for(lambda: ends)
+        await asyncio.sleep(0.3)
+        assert len(ends) == 1
+        call.task.cancel()
+
+    run(scenario)
+
+
 def test_a_websocket_that_only_sends_gets_an_oserror() -> None:
     ends = []
 
