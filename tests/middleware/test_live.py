@@ -518,6 +518,7 @@ def test_what_drains_has_one_end(apps: Apps, monkeypatch: pytest.MonkeyPatch) ->
     async def scenario() -> None:
         source = Source()
         call = Call(MeshMiddleware(apps.stream, mesh=source, drain_seconds=0.2), web())
+        await call.reaches(1)
         for _ in range(3):
             source.intend()
             await asyncio.sleep(5 * FAST)
