@@ -30,6 +30,7 @@ from uvicorn.importer import ImportFromStringError, import_from_string
 from mesh_middleware._types import ASGIApp, Receive, Scope, Send
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.middleware.peer import EXTENSION, PEER_KEY
+from mesh_middleware.server.bounds import bounded
 from mesh_middleware.tls.contexts import verified_peer
 
 TLS_KEY = "mesh_middleware.tls"
@@ -112,9 +113,8 @@ _CLASSES: Mapping[str, type[MeshHTTP]] = MappingProxyType(
 
 @functools.cache
 def implementation(name: str) -> Callable[..., Any]:
-    """The class of uvicorn that `name` (``module:Class``) means; imported once."""
-    found: Callable[..., Any] = import_from_string(name)
-    return found
+    """The class of uvicorn that `name` (``module:Class``) means, with our bounds; made once."""
+    return bounded(import_from_string(name))
 
 
 def protocol_class(http: str = "auto", *, http2: bool = False) -> type[MeshHTTP]:

@@ -1,0 +1,155 @@
+"""Many peers at once, or none that finishes: others are served, log and memory do not grow."""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import ssl
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import pytest
+
+from mesh_middleware.tls import handshake
+from mesh_middleware.tls.handshake import RefusalLog
+from tests.limits.peers import Service, ended, service
+from tests.server.mesh import request
+from tests.support import wait_for
+
+CLIENT_HELLO = bytes.fromhex("160301 00ff 010000fb 0303") + b"\0" * 40
+"""The beginning of one; the rest never comes."""
+
+
+@pytest.fixture(scope="module")
+def api() -> Iterator[Service]:
+    with service() as running:
+        yield running
+
+
+def resident() -> int:
+    """KiB of this process, which serves, too."""
+    status = Path("/proc/self/status").read_text()
+    return int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
+
+
+def open_files() -> int:
+    return len(os.listdir("/proc/self/fd"))  # noqa: PTH208 - names, not paths
+
+
+def anonymous(api: Service) -> bool:
+    """A handshake without a certificate; True when it was refused."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    try:
+        with context.wrap_socket(api.plain(), server_hostname="mesh") as sock:
+            return ended(sock) == b""
+    except OSError:
+        return True
+
+
+def test_a_flood_of_refused_handshakes_is_a_few_lines(
+    api: Service, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(handshake, "refusals", RefusalLog(burst=5, per_second=0))
+    caplog.set_level(logging.INFO)
+    for _ in range(20):
+        assert anonymous(api)
+    files, before = open_files(), resident()
+    for _ in range(200):
+        assert anonymous(api)
+    assert sum("refused in the TLS handshake" in r.getMessage() for r in caplog.records) == 5
+    assert len(caplog.records) < 20
+    assert resident() - before < 8 * 1024
+    wait_for(lambda: open_files() <= files + 2)
+    with closing(api.connect()) as sock:
+        assert request(sock)[0] == 200
+
+
+@pytest.mark.parametrize("hello", [b"", CLIENT_HELLO], ids=["half open", "slow handshake"])
+def test_handshakes_that_never_end_keep_nobody_out(api: Service, hello: bytes) -> None:
+    with ExitStack() as stack:
+        before = resident()
+        for _ in range(300):
+            sock = stack.enter_context(api.plain())
+            sock.sendall(hello)
+        with closing(api.connect()) as allowed:
+            assert request(allowed)[0] == 200
+        assert resident() - before < 300 * 256  # each has its buffers of up to 256 KiB
+    with closing(api.connect()) as allowed:
+        assert request(allowed)[0] == 200
+
+
+def test_a_handshake_may_take_a_minute_with_both_loops() -> None:
+    from asyncio.constants import SSL_HANDSHAKE_TIMEOUT  # noqa: PLC0415 - what the table says
+
+    assert SSL_HANDSHAKE_TIMEOUT == 60.0
+
+
+def test_a_refused_caller_is_refused_a_thousand_times_in_a_few_lines(
+    api: Service, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with closing(api.connect("refused")) as sock:
+        for number in range(200):
+            assert request(sock, f"/{number}")[0] == 403
+        before = resident()
+        for number in range(1000):
+            assert request(sock, f"/{'x' * 500}{number}")[0] == 403
+        assert resident() - before < 8 * 1024
+    decisions = [r for r in caplog.records if r.name == "mesh_middleware.decisions"]
+    assert len(decisions) < 200
+    assert all(len(record.getMessage()) < 4000 for record in decisions)
+
+
+def test_connections_are_limited_when_an_operator_says_so() -> None:
+    with service(limit_concurrency=3) as api, ExitStack() as stack:
+        for _ in range(3):
+            stack.enter_context(closing(api.connect()))
+        with closing(api.connect()) as late:
+            assert request(late)[0] == 503
+
+
+def test_an_idle_connection_is_closed() -> None:
+    with service(timeout_keep_alive=1) as api, closing(api.connect()) as sock:
+        assert request(sock)[0] == 200
+        assert ended(sock) == b""
+
+
+def test_a_message_of_a_websocket_is_limited() -> None:
+    from websockets.exceptions import ConnectionClosed  # noqa: PLC0415 - one test's
+    from websockets.sync.client import connect  # noqa: PLC0415
+
+    with (
+        service(ws_max_size=1000) as api,
+        closing(api.connect()) as sock,
+        connect("ws://mesh/", sock=sock, proxy=None) as websocket,
+    ):
+        websocket.send("x" * 2000)
+        with pytest.raises(ConnectionClosed) as closed:
+            websocket.recv(10)
+    assert closed.value.rcvd is not None
+    assert closed.value.rcvd.code == 1009
+
+
+def test_streams_of_a_connection_are_limited() -> None:
+    """What zttp announces to HTTP/2 clients, and holds them to."""
+    from h2.config import H2Configuration  # noqa: PLC0415 - one test's
+    from h2.connection import H2Connection  # noqa: PLC0415
+    from h2.events import RemoteSettingsChanged  # noqa: PLC0415
+    from h2.settings import SettingCodes  # noqa: PLC0415
+
+    with service("zttp", http2=True) as api, closing(api.connect(alpn=("h2",))) as sock:
+        assert isinstance(sock, socket.socket)
+        client = H2Connection(H2Configuration(client_side=True))
+        client.initiate_connection()
+        sock.sendall(client.data_to_send())
+        sock.settimeout(10)
+        limit = None
+        while limit is None:
+            for event in client.receive_data(sock.recv(65536)):
+                if isinstance(event, RemoteSettingsChanged):
+                    changed = event.changed_settings.get(SettingCodes.MAX_CONCURRENT_STREAMS)
+                    limit = changed.new_value if changed else 0
+        assert 1 <= limit <= 1000, limit
