@@ -9,6 +9,7 @@ import pytest
 from a2wsgi import WSGIMiddleware
 from fastapi import FastAPI
 from flask import Flask
+from flask import request as flask_request
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
@@ -18,8 +19,11 @@ from starlette.types import ASGIApp
 from starlette.websockets import WebSocket
 
 from mesh_middleware.middleware import MeshMiddleware
+from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import Action, HTTPMatch, Intention, Permission
-from mesh_middleware.testing import as_service, static_mesh
+from mesh_middleware.policy.request import Normalization, Underscores
+from mesh_middleware.state import StaticState
+from mesh_middleware.testing import TRUST_DOMAIN, as_service, static_mesh
 
 
 def guarded(app: ASGIApp, **denied: Any) -> TestClient:
@@ -88,3 +92,28 @@ def test_a2wsgi_takes_a_root_path_off_where_no_slash_follows() -> None:
     client = guarded(app, path_prefix="/admin")
     for path in ("/admin", "/api/admin", "/apiadmin", "/api//admin", "/%61pi%61dmin"):
         assert client.get(path).json()["reason"] in {"permission_deny", "ambiguous_path"}, path
+
+
+@pytest.mark.parametrize(
+    ("action", "status", "seen"),
+    [
+        (Underscores.ALLOW, 200, "other"),  # as a sidecar does; rules look at x-team only
+        (Underscores.DROP_HEADER, 200, ""),
+        (Underscores.REJECT_REQUEST, 400, None),
+    ],
+)
+def test_wsgi_folds_underscores_and_the_mesh_can_forbid_them(
+    action: Underscores, status: int, seen: str | None
+) -> None:
+    flask = Flask("routers")
+    flask.add_url_rule("/", "root", lambda: flask_request.headers.get("x-team", ""))
+    policy = compile_policy(
+        [Intention("web", "api", Action.ALLOW)],
+        trust_domain=TRUST_DOMAIN,
+        normalization=Normalization(underscores=action),
+    )
+    mesh = StaticState.from_policy(policy, service="api")
+    client = TestClient(as_service(MeshMiddleware(WSGIMiddleware(flask), mesh=mesh), "web"))
+    answer = client.get("/", headers={"x_team": "other"})
+    assert answer.status_code == status
+    assert seen is None or answer.text == seen
