@@ -39,6 +39,8 @@ class Loop:
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
+            for _ in range(5):  # what was aborted is closed in the turns after
+                await asyncio.sleep(0)
 
         self.run(cancel_all())
         self.loop.call_soon_threadsafe(self.loop.stop)
