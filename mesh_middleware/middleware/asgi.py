@@ -29,7 +29,7 @@ from typing import Any, Final
 
 from starlette.concurrency import run_in_threadpool
 
-from mesh_middleware._types import ASGIApp, Receive, Scope, Send
+from mesh_middleware._types import ASGIApp, Environ, Receive, Scope, Send
 from mesh_middleware.errors import ConfigError, MeshError
 from mesh_middleware.middleware.audit import Audit, AuditRule, with_audit_header
 from mesh_middleware.middleware.headers import visible_headers
@@ -40,8 +40,10 @@ from mesh_middleware.middleware.peer import (
     Caller,
     ChainVerifier,
     Enforcement,
+    client_chain,
     handshake_caller,
 )
+from mesh_middleware.middleware.proxies import IdentitySource, Sources
 from mesh_middleware.middleware.refusal import Refusal, refuse, request_id_of, send_refusal
 from mesh_middleware.middleware.target import (
     PLAIN_METHODS,
@@ -87,6 +89,9 @@ class MeshMiddleware:
     `drain_seconds`: what is open when intentions, roots or the caller's certificate end it is cut
     at once (`middleware.live`); more than 0 lets HTTP requests finish for so long.
 
+    `identity_from`: whose word about the caller counts where something else ends TLS
+    (`middleware.proxies`); nobody's by default.
+
     ConfigError for wrong arguments; when running, for a manager that cannot be configured, and
     for two middlewares of different services around one another.
     """
@@ -102,6 +107,7 @@ class MeshMiddleware:
         audit: Iterable[AuditRule] = (),
         debug_headers: bool = False,
         drain_seconds: float = 0.0,
+        identity_from: Iterable[IdentitySource] = (),
     ) -> None:
         if (service is None) is (mesh is None):
             raise ConfigError("MeshMiddleware takes service='name' or mesh=manager, one of the two")
@@ -121,6 +127,7 @@ class MeshMiddleware:
         app_root = getattr(app, "root_path", "")
         self._app_root = app_root.rstrip("/") if isinstance(app_root, str) else ""
         self._chains = ChainVerifier()
+        self._sources = Sources(identity_from)
 
     async def __call__(  # noqa: C901 - in one frame: another coroutine costs each request
         self, scope: Scope, receive: Receive, send: Send
@@ -142,6 +149,8 @@ class MeshMiddleware:
         if source is None:
             source = sources.get(self._service) or await self._start()
         state = source.state
+        if self._sources:
+            extensions = self._told(scope, extensions, ours, state)
         found = self._enforce(scope, method, extensions, ours, state)
         if isinstance(found, Refusal):
             await send_refusal(scope, send, found)
@@ -161,6 +170,20 @@ class MeshMiddleware:
             entry.home.discard(entry)
         if entry.ending is not None:
             await entry.finish(scope)
+
+    def _told(
+        self,
+        scope: Scope,
+        extensions: dict[str, Any],
+        ours: dict[str, Any],
+        state: MeshState,
+        environ: Environ | None = None,
+    ) -> dict[str, Any]:
+        """`extensions` with whom a source tells, where the connection itself proves nobody."""
+        tls = self._sources.tls(scope, state, environ)
+        if tls is None or isinstance(ours.get("peer"), VerifiedPeer):
+            return extensions
+        return extensions if client_chain(extensions.get("tls")) else {**extensions, "tls": tls}
 
     # -- enforcing --------------------------------------------------------------------------
 
