@@ -10,7 +10,7 @@ Who calls, in this order:
 2. The ASGI scope that a2wsgi hands on as ``asgi.scope``.
 3. The connection itself, where the server gives it: ``gunicorn.socket``, ``werkzeug.socket``.
 
-Nothing else, unless a source is configured. Every other server gives no proof: 403.
+Nothing else, unless a source is given (`middleware.proxies`). Others give no proof: 403.
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mesh_middleware.middleware.environ import (
     without_collisions,
 )
 from mesh_middleware.middleware.peer import EXTENSION, PEER_KEY, Caller, decision_of, enforcement
+from mesh_middleware.middleware.proxies import IdentitySource
 from mesh_middleware.middleware.refusal import Refusal
 from mesh_middleware.middleware.sockets import connection_proof
 from mesh_middleware.policy.decision import Decision
@@ -68,6 +69,7 @@ class MeshWSGIMiddleware:
         enforcement: str = "enforce",
         audit: Iterable[AuditRule] = (),
         debug_headers: bool = False,
+        identity_from: Iterable[IdentitySource] = (),
     ) -> None:
         self.app = app
         self._service = service or ""
@@ -80,6 +82,7 @@ class MeshWSGIMiddleware:
             exempt_paths=exempt_paths,
             enforcement=enforcement,
             audit=audit,
+            identity_from=identity_from,
         )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
@@ -124,6 +127,8 @@ class _Core(MeshMiddleware):
         if self._unsaid:
             self._say_audit()
         extensions, ours = _proofs(scope, environ)
+        if self._sources:
+            extensions = self._told(scope, extensions, ours, state, environ)
         found = self._enforce(scope, scope["method"], extensions, ours, state)
         return found if type(found) is Refusal else None
 
