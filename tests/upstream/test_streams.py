@@ -111,7 +111,7 @@ async def test_a_refused_caller_reaches_no_handler(
     ):
         writer.write(b"secret\n")
         with contextlib.suppress(ConnectionError):
-            assert await reader.read() == b""
+            assert await asyncio.wait_for(reader.read(), 10) == b""
     assert echo.lines == []
 
 
@@ -129,7 +129,7 @@ async def test_an_open_connection_is_cut_when_it_is_not_allowed_any_more(
         assert len(server._open) == 1
         intend(world, redis, DENY_WEB)
         with contextlib.suppress(ConnectionError):
-            assert await reader.read() == b""
+            assert await asyncio.wait_for(reader.read(), 10) == b""
         await await_for(lambda: echo.cancelled == 1)
 
 
@@ -147,7 +147,7 @@ async def test_an_agent_that_is_asked_and_does_not_answer_refuses(
             resolver=StaticResolver(world.manager, {"redis": [f"127.0.0.1:{server.port}"]}),
         )
         with contextlib.suppress(ConnectionError):
-            assert await reader.read() == b""
+            assert await asyncio.wait_for(reader.read(), 10) == b""
         writer.transport.abort()
 
 
@@ -162,7 +162,7 @@ async def test_a_removed_root_cuts_open_connections(world: World, redis: MeshMan
         assert len(server._open) == 1
         world.agent.remove_inactive_roots()
         with contextlib.suppress(ConnectionError):
-            assert await reader.read() == b""
+            assert await asyncio.wait_for(reader.read(), 10) == b""
 
 
 async def test_an_expired_certificate_ends_its_connection(world: World) -> None:
@@ -204,7 +204,7 @@ async def test_a_handler_that_fails_is_reported_and_others_go_on(
         connected(world, server) as (reader, writer),
     ):
         writer.write(b"fail\n")
-        assert await reader.read() == b""
+        assert await asyncio.wait_for(reader.read(), 10) == b""
         again, other = await open_mesh_connection(world.manager, "redis")
         other.write(b"go\n")
         assert await again.readline() == b"fine\n"
