@@ -205,7 +205,7 @@ class Assembly:
             jwt_providers=issuers,
             previous=previous,
         )
-        same = previous is not None and policy.revision == previous.revision
+        same = previous is not None and policy.fingerprint == previous.fingerprint
         return previous if same and previous is not None else policy
 
     def _fault(self, now: float) -> Reason | None:

@@ -42,6 +42,7 @@ _INTENTION = frozenset(
     DefaultAddr DefaultPort Meta Precedence CreatedAt UpdatedAt Hash CreateIndex
     ModifyIndex""".split()
 )
+_ENTRY = frozenset({"Kind", "Name", "Namespace", "Partition", "Sources", "JWT", "Meta"})
 _PERMISSION = frozenset({"Action", "HTTP", "JWT"})
 _HTTP = frozenset({"PathExact", "PathPrefix", "PathRegex", "Header", "Methods"})
 _HEADER = frozenset("""Name Present Exact Prefix Suffix Contains Regex Invert IgnoreCase""".split())
@@ -121,11 +122,16 @@ def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
     kind = _text(fields, "Kind", at)
     if kind != "service-intentions":
         raise DecodeError(f"expected 'service-intentions', got {kind!r}", field=f"{at}Kind")
+    if "Sources" not in fields:
+        raise DecodeError("is missing; write a list of sources", field=f"{at}Sources")
+    # What is not known of the entry is not known of any of its rows.
+    unknown = {key: fields[key] for key in _unknown_structures(fields, _ENTRY)}
     rows = []
     for n, item in enumerate(_list(fields, "Sources", at)):
         where = f"{at}Sources[{n}]"
         source = _object(item, where)
         row = {
+            **unknown,
             **{key: source[key] for key in source if key not in _SOURCE_KEYS},
             **{wanted: source[key] for key, wanted in _SOURCE_KEYS.items() if key in source},
             "DestinationName": _name(fields, "Name", at),

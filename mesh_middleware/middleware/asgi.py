@@ -227,15 +227,14 @@ class MeshMiddleware:
             if logger.isEnabledFor(logging.DEBUG):
                 allowed(self._fields(scope, request, caller, decision, state))
         policy = state.policy
+        # Always a list of our own: uvicorn's httptools protocol adds trailers to its list later,
+        # when rules and the stripping below have seen it.
         headers = visible_headers(
             scope["headers"],
             drop_underscores=policy is not None
             and policy.normalization.underscores is Underscores.DROP_HEADER,
         )
-        if headers is not None:
-            scope["headers"] = headers
-        if tokens is not None:
-            scope["headers"] = tokens.scrub(scope["headers"], claims)
+        scope["headers"] = headers if tokens is None else tokens.scrub(headers, claims)
         # New dicts: a server may share its own between the requests of a connection.
         mark = Enforcement(self._service or state.service, decision, caller, method, scope["path"])
         scope["extensions"] = {**extensions, EXTENSION: {**ours, ENFORCED: mark}}

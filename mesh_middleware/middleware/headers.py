@@ -56,22 +56,16 @@ def is_identity_header(name: bytes) -> bool:
 
 def visible_headers(
     headers: Iterable[tuple[bytes, bytes]], *, drop_underscores: bool = False
-) -> Headers | None:
-    """What the application may see of `headers`, or None when that is all of them.
+) -> Headers:
+    """What the application may see of `headers`, always as a new list.
 
     With `drop_underscores` (Consul: ``HeadersWithUnderscoresAction`` is ``DROP_HEADER``) every
     name with ``_`` goes. Nearly every request has only well-known names and costs a set lookup
     for each; a name that is not known is looked at closely.
     """
-    for name, _ in headers:
-        if name not in _HARMLESS and (
-            is_identity_header(name) or (drop_underscores and b"_" in name)
-        ):
-            break
-    else:
-        return None
     return [
-        (name, value)
-        for name, value in headers
-        if not is_identity_header(name) and not (drop_underscores and b"_" in name)
+        line
+        for line in headers
+        if line[0] in _HARMLESS
+        or not (is_identity_header(line[0]) or (drop_underscores and b"_" in line[0]))
     ]

@@ -30,7 +30,13 @@ from itertools import islice
 from mesh_middleware.policy.callers import Callers, Source, Stranger
 from mesh_middleware.policy.decision import Decision, NearMiss, Reason
 from mesh_middleware.policy.explain import Explanation, explain
-from mesh_middleware.policy.intentions import WILDCARD, Action, Intention, in_precedence_order
+from mesh_middleware.policy.intentions import (
+    WILDCARD,
+    Action,
+    Intention,
+    in_precedence_order,
+    name_of,
+)
 from mesh_middleware.policy.jwt import NO_CLAIMS, Claims, Issuers, JWTProvider, unmet
 from mesh_middleware.policy.peering import PeerBundle
 from mesh_middleware.policy.request import (
@@ -46,6 +52,7 @@ from mesh_middleware.policy.request import (
 from mesh_middleware.policy.rules import Rule, compile_rule, row_digest
 from mesh_middleware.policy.spiffe import ServiceIdentity, SourceKey, TrustDomain
 
+REVISION_DIGITS = 12
 _REMEMBERED_CALLERS = 4096
 _NEAREST = 4
 
@@ -55,7 +62,8 @@ _plain_target = PLAIN_TARGET.fullmatch
 class Policy:
     """Compiled intentions of one service. Immutable; safe from any thread. See `compile_policy`.
 
-    `revision` is a hash of everything that was compiled: equal revisions decide alike.
+    `fingerprint` (SHA-256) covers everything that decides: equal fingerprints decide alike.
+    `revision` is its first twelve digits, for people: somebody can make two that are equal.
     `problems` says, once each, what could not be evaluated.
     """
 
@@ -70,6 +78,7 @@ class Policy:
         "_rules",
         "_trust_domain",
         "default_action",
+        "fingerprint",
         "intentions",
         "needs_tokens",
         "normalization",
@@ -83,7 +92,7 @@ class Policy:
         self,
         rules: Mapping[Intention, Rule],
         *,
-        revision: str,
+        fingerprint: str,
         default_action: Action,
         callers: Callers,
         service: str,
@@ -91,7 +100,8 @@ class Policy:
         issuers: Issuers,
         problems: tuple[str, ...],
     ) -> None:
-        self.revision = revision
+        self.fingerprint = fingerprint
+        self.revision = revision = fingerprint[:REVISION_DIGITS]
         self.service = service
         self.trust_domain = callers.trust_domain
         self.default_action = default_action
@@ -308,7 +318,7 @@ class Policy:
             about = f"{WILDCARD} => {self.service or WILDCARD}"
             return (NearMiss(about, None, "there is no intention for this destination"),)
         peer, partition, namespace, name = key
-        caller = "/".join((partition, namespace, name)) + (f" (peer {peer})" if peer else "")
+        caller = name_of(partition, namespace, name) + (f" (peer {peer})" if peer else "")
         rows = self._by_name.get(name) or self._rules.values()
         return tuple(
             NearMiss(str(rule.ref), None, f"source is not {caller}")
@@ -395,7 +405,8 @@ def compile_policy(
     )
     for row in rows:
         digest.update(known[row].digest if row in known else row_digest(row))
-    revision = digest.hexdigest()[:12]
+    fingerprint = digest.hexdigest()
+    revision = fingerprint[:REVISION_DIGITS]
     rules = {
         row: compile_rule(row, order, revision, normalization, known.get(row))
         for order, row in enumerate(rows)
@@ -404,7 +415,7 @@ def compile_policy(
         problems += rule.problems
     return Policy(
         rules,
-        revision=revision,
+        fingerprint=fingerprint,
         default_action=default_action,
         callers=callers,
         service=service,
@@ -421,7 +432,7 @@ def _reusable(previous: Policy | None, normalization: Normalization) -> Mapping[
 
 
 def _applies(row: Intention, service: str, peers: set[str], problems: list[str]) -> bool:
-    if service and row.destination_name not in {service, WILDCARD}:
+    if service and row.destination_name.lower() not in {service.lower(), WILDCARD}:
         problems.append(f"{row}: left out, it is about another destination than {service!r}")
         return False
     if row.source_sameness_group:

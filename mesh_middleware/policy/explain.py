@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from mesh_middleware.policy.decision import Decision, IntentionRef
+from mesh_middleware.policy.decision import Decision, IntentionRef, Reason
 from mesh_middleware.policy.intentions import Action
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.rules import CompiledPermission, Rule
@@ -64,6 +64,8 @@ class Explanation:
         if decision.intention is not None:
             where = "" if decision.permission is None else f", permission {decision.permission}"
             yield f"decided by: {decision.intention}{where}"
+        elif decision.reason in _BEFORE_ANY_ROW:
+            yield "decided by: no intention; nothing was looked up for such a request"
         else:
             yield f"decided by: no intention; the default action is {self.default_action}"
         if decision.detail:
@@ -110,11 +112,28 @@ def explain(
         source=source,
         default_action=default_action,
         candidates=tuple(
-            Candidate(row.ref, n == 0, tuple(_tried(row, request, judged)) if n == 0 else ())
-            for n, row in enumerate(rows)
+            Candidate(row.ref, decides, tuple(_tried(row, request, judged)) if decides else ())
+            for row, decides in zip(rows, _deciding(decision, len(rows)), strict=True)
         ),
         readings=judged,
     )
+
+
+_BEFORE_ANY_ROW = frozenset(
+    {
+        Reason.MALFORMED_TARGET,
+        Reason.MALFORMED_HEADERS,
+        Reason.INVALID_IDENTITY,
+        Reason.NOT_A_SERVICE,
+        Reason.FOREIGN_TRUST_DOMAIN,
+    }
+)
+
+
+def _deciding(decision: Decision, rows: int) -> list[bool]:
+    """For each row, whether it decides: the first does, where any row is asked at all."""
+    asked = decision.reason not in _BEFORE_ANY_ROW
+    return [asked and n == 0 for n in range(rows)]
 
 
 def _tried(

@@ -135,7 +135,7 @@ class Intention:
     @property
     def source(self) -> str:
         """The source as a person would write it, defaults left out."""
-        local = _label(self.source_partition, self.source_namespace, self.source_name)
+        local = name_of(self.source_partition, self.source_namespace, self.source_name)
         if self.source_peer:
             return f"{local} (peer {self.source_peer})"
         if self.source_sameness_group:
@@ -145,7 +145,9 @@ class Intention:
     @property
     def destination(self) -> str:
         """The destination as a person would write it, defaults left out."""
-        return _label(self.destination_partition, self.destination_namespace, self.destination_name)
+        return name_of(
+            self.destination_partition, self.destination_namespace, self.destination_name
+        )
 
     def __str__(self) -> str:
         return f"{self.source} => {self.destination} (precedence {self.precedence})"
@@ -184,7 +186,8 @@ def _wildness(namespace: str, name: str) -> int:
     return 1 if name == WILDCARD else 0
 
 
-def _label(partition: str, namespace: str, name: str) -> str:
+def name_of(partition: str, namespace: str, name: str) -> str:
+    """A service as a person would write it: the defaults left out."""
     parts = [name]
     if namespace != DEFAULT or partition != DEFAULT:
         parts.insert(0, namespace)

@@ -27,7 +27,9 @@ def bind(host: str, port: int, *, uds: str | None = None, fd: int | None = None)
 
 
 def _bound(family: socket.AddressFamily, address: Any, name: str) -> socket.socket:
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns Nagle's algorithm off only where the socket says that it is TCP.
+    protocol = 0 if family == socket.AF_UNIX else socket.IPPROTO_TCP
+    listener = socket.socket(family, socket.SOCK_STREAM, protocol)
     if family != socket.AF_UNIX:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:

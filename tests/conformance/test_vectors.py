@@ -131,7 +131,7 @@ def disagreement(policy: Policy, asked: dict[str, Any], decision: Decision) -> s
     if asked.get("precedence_corner"):
         explained = policy.explain(identity(asked["source"]), recorded_request(asked))
         first = explained.candidates[0]
-        if not first.decides:
+        if decision.reason is not Reason.MALFORMED_TARGET and not first.decides:
             return "the highest precedence does not decide alone"
         return ""
     if asked["path_kind"] == "plain":

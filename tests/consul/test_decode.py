@@ -458,7 +458,7 @@ def test_a_document_may_be_as_deep_as_json_can_be() -> None:
     deep: Any = {}
     for _ in range(5000):
         deep = {"x": [deep]}
-    assert decode_config_entry({**ENTRY, "Novel": deep})[0].unknown == ()
+    assert decode_config_entry({**ENTRY, "Novel": deep})[0].unknown == ("Novel",)
     assert decode_normalization({"HTTP": {"Novel": deep}}) == Normalization()
 
 
@@ -645,3 +645,11 @@ def test_a_leaf_is_read_and_its_key_must_fit(ca: CertificateAuthority) -> None:
         assert raised.value.field == field
     with pytest.raises(DecodeError):
         decode_leaf(None)
+
+
+def test_what_is_not_known_of_an_entry_counts_against_all_of_its_rows() -> None:
+    entry = {"Kind": "service-intentions", "Name": "api", "Novel": {"hours": [9, 17]}}
+    (row,) = decode_config_entry({**entry, "Sources": [{"Name": "web", "Action": "allow"}]})
+    assert row.unknown == ("Novel",)
+    with pytest.raises(DecodeError, match="Sources: is missing"):
+        decode_config_entry({**entry, "Source": [{"Name": "web", "Action": "allow"}]})

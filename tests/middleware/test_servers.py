@@ -157,3 +157,36 @@ def test_the_whole_stack_lets_a_proven_caller_through() -> None:
     with served(app) as connection:
         connection.sendall(b"GET /x HTTP/1.1\r\nhost: a\r\n\r\n")
         assert connection.recv(65536).startswith(b"HTTP/1.1 200")
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools", "zttp"])
+def test_trailers_do_not_become_headers(http: str) -> None:
+    """What comes after the body has been seen by no rule and by no stripping."""
+    started = threading.Event()
+
+    async def headers_after_the_body(scope: Scope, receive: Receive, send: Send) -> None:
+        started.set()
+        while (await receive()).get("more_body"):
+            pass
+        body = b" ".join(name for name, _ in scope["headers"])
+        length = (b"content-length", str(len(body)).encode())
+        await send({"type": "http.response.start", "status": 200, "headers": [length]})
+        await send({"type": "http.response.body", "body": body})
+
+    enforced = MeshMiddleware(headers_after_the_body, mesh=static_mesh("api", WEB_MAY))
+
+    async def with_caller(scope: Scope, receive: Receive, send: Send) -> None:
+        scope["extensions"] = {"mesh_middleware": {"peer": verified()}}
+        await enforced(scope, receive, send)
+
+    with served(with_caller, http=protocol(http)) as connection:
+        connection.sendall(b"POST /x HTTP/1.1\r\nhost: a\r\ntransfer-encoding: chunked\r\n\r\n")
+        wait_for(started.is_set)
+        trailers = b"x-forwarded-client-cert: URI=spiffe://x\r\nx-role: admin\r\n"
+        connection.sendall(b"2\r\nhi\r\n0\r\n" + trailers + b"\r\n")
+        status, _, body = read_answer(connection)
+    assert (status, body) == (200, b"host transfer-encoding")
+
+
+def protocol(http: str) -> str:
+    return "uvicorn.protocols.http.zttp_impl:ZttpProtocol" if http == "zttp" else http

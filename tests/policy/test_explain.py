@@ -93,7 +93,7 @@ def test_nobody_named_the_caller() -> None:
         "candidates: none covers the caller",
         "readings of the path:",
         "  canonical /a",
-        "near: cron => api (precedence 9): source is not default/default/web",
+        "near: cron => api (precedence 9): source is not web",
     ]
 
 
