@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import urlsplit
 
+import httpx
+
 from mesh_middleware.config import is_loopback
 from mesh_middleware.consul.decode import _flag, _integer, _kind, _list, _name, _text, _texts
 from mesh_middleware.errors import ConfigError, DecodeError
@@ -190,9 +192,10 @@ def _uri(uri: str, field: str, allow_http: bool) -> str:
     try:
         parts = urlsplit(uri)
         host, _ = parts.hostname, parts.port
-    except ValueError as error:
+        asked = httpx.URL(uri).host  # what fetches must be able to read it too
+    except (ValueError, httpx.InvalidURL) as error:
         raise DecodeError(f"{uri!r} is no URI", field=field) from error
-    if parts.scheme not in {"http", "https"} or not host or not uri.isprintable():
+    if parts.scheme not in {"http", "https"} or not (host and asked) or not uri.isprintable():
         raise DecodeError(f"{uri!r} is no https URI", field=field)
     if parts.scheme == "http" and not (allow_http or is_loopback(host)):
         raise DecodeError(
@@ -233,6 +236,8 @@ def _ca(value: Any, field: str) -> TrustedCA:
         return TrustedCA(variable=text)
     if kind == "InlineBytes":
         text = _base64(text, f"{field}.{kind}").decode("ascii", "replace")
+    if not text.isascii():
+        raise DecodeError("is not PEM, which is ASCII", field=f"{field}.{kind}")
     return TrustedCA(pem=text)
 
 

@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import logging
 import os
 import ssl
 import time
@@ -42,6 +43,8 @@ from mesh_middleware.tls.providers import (
     TokenProvider,
     TrustedCA,
 )
+
+logger = logging.getLogger("mesh_middleware.consul")
 
 HURRY_SECONDS: Final = 10.0
 """Unknown keys lead to a fetch at most so often: anybody can make up names of keys."""
@@ -109,7 +112,19 @@ class RemoteKeys:
     async def run(self) -> None:
         """Keep the keys fresh until cancelled."""
         while True:
-            await self._pause(await self.refresh())
+            await self._pause(await self._refresh_safely())
+
+    async def _refresh_safely(self) -> float | None:
+        """`refresh`; what it does not expect is one more failure, to be tried again.
+
+        Entries are written by people: none may end the task, and with it all that is learned.
+        """
+        try:
+            return await self.refresh()
+        except Exception as error:  # the task's edge
+            if self._failures == 0:
+                logger.exception("the keys of a jwt provider could not be fetched")
+            return self._after(KeysError(f"the keys cannot be fetched: {type(error).__name__}"))
 
     async def refresh(self) -> float | None:
         """Fetch once; gives the seconds until the next time, None for never."""
@@ -212,19 +227,18 @@ async def fetch(remote: RemoteJWKS) -> bytes:
         raise KeysError(str(error)) from error
     except TimeoutError as error:
         raise KeysError(f"{remote.uri}: no answer in {remote.timeout_seconds:g} s") from error
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
+    except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
+        # not only its own errors: a host name can fail in the codec for international ones
         raise KeysError(f"{remote.uri}: {error or type(error).__name__}") from error
 
 
 def ca_context(ca: TrustedCA) -> ssl.SSLContext:
     """What proves the server with the keys. KeysError, without contents, for CAs that cannot be."""
-    pem = ca.pem
-    if ca.variable:
-        pem = os.environ.get(ca.variable, "")
-        if not pem:
-            raise KeysError(f"the environment variable {ca.variable} with the CA is not set")
     try:
+        pem = os.environ.get(ca.variable, "") if ca.variable else ca.pem
+        if ca.variable and not pem:
+            raise KeysError(f"the environment variable {ca.variable} with the CA is not set")
         return ssl.create_default_context(cafile=ca.filename or None, cadata=pem or None)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError) as error:  # TypeError: text that is not ASCII
         where = ca.filename or ca.variable or "InlineString"
         raise KeysError(f"the CA in {where} cannot be used: {error}") from error

@@ -373,3 +373,16 @@ def test_any_json_gives_a_provider_or_a_decode_error(whole: Any, changes: dict[s
                 decode(document)
             except DecodeError:
                 continue
+
+
+@pytest.mark.parametrize("uri", ["https://xn--a/", "https://ü..x/"])
+def test_a_host_name_that_cannot_be_asked_makes_an_entry_unusable(uri: str) -> None:
+    with pytest.raises(DecodeError, match=r"Remote\.URI"):
+        decode_provider(remote(URI=uri))
+
+
+@pytest.mark.parametrize("field", ["InlineString", "InlineBytes"])
+def test_authorities_are_ascii(field: str) -> None:
+    text = "\u00fc" if field == "InlineString" else base64.b64encode(b"\xfc").decode()
+    with pytest.raises(DecodeError, match=field):
+        decode_provider(cluster(TrustedCA={field: text}))

@@ -360,3 +360,44 @@ async def test_each_kind_of_provider_gets_its_keys(tmp_path: Path) -> None:
             assert await keys.refresh() == seconds
             assert [key.kid for key in keys.keys.keys] == ["a"]
             assert errors == [None]
+
+
+@pytest.mark.parametrize(
+    "uri", ["https://xn--a/", "https://ü..x/", "https://a..b/", f"https://{'a' * 64}.example/"]
+)
+async def test_a_host_name_that_no_library_reads_gives_no_keys(uri: str) -> None:
+    with pytest.raises(KeysError):
+        await fetch(RemoteJWKS(uri, timeout_seconds=2))
+
+
+@pytest.mark.parametrize(
+    "ca",
+    [
+        TrustedCA(pem="\u00fc"),
+        TrustedCA(filename="/etc/\0x"),
+        TrustedCA(filename="/\ud800"),
+        TrustedCA(variable="\ud800"),
+    ],
+)
+async def test_authorities_that_are_no_text_give_no_keys(ca: TrustedCA) -> None:
+    with pytest.raises(KeysError):
+        await fetch(RemoteJWKS("https://localhost:1/", timeout_seconds=2, ca=ca))
+
+
+async def test_what_nobody_expected_is_a_failure_that_is_tried_again(
+    caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = Script(FIRST, retry=RetryPolicy(9, 0.01, 0.01))
+    real, raised = script.keys._fetch, [RuntimeError("odd"), RuntimeError("odd")]
+
+    async def odd() -> bytes:
+        if raised:
+            raise raised.pop()
+        return await real()
+
+    monkeypatch.setattr(script.keys, "_fetch", odd)
+    async with running(script):
+        await await_for(lambda: script.kids == ["a"])
+    assert script.failures[:2] == ["the keys cannot be fetched: RuntimeError"] * 2
+    assert script.failures[2] is None
+    assert caplog.text.count("RuntimeError: odd") == 1
