@@ -10,6 +10,7 @@ from __future__ import annotations
 import ipaddress
 import math
 import os
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -154,20 +155,34 @@ def parse_address(address: str, name: str = "address (CONSUL_HTTP_ADDR)") -> str
         return address
     bare = "://" not in address
     text = f"http://{address}" if bare else address
+    shown = host_of(address)
     try:
         parts = urlsplit(text)
         port, host = parts.port, parts.hostname
-    except ValueError as error:
-        raise ConfigError(f"{name}: {address!r} is not an address ({error}); {hint}") from None
+    except ValueError:
+        raise ConfigError(f"{name}: {shown!r} is not an address; {hint}") from None
     if parts.scheme not in {"http", "https"}:
-        raise ConfigError(f"{name}: {address!r} has the scheme {parts.scheme!r}; {hint}")
+        raise ConfigError(f"{name}: {shown!r} has the scheme {parts.scheme!r}; {hint}")
     surplus = parts.username is not None or parts.query or parts.fragment
     if not host or surplus or any(c.isspace() or not c.isprintable() for c in address):
         raise ConfigError(f"{name}: not the address of an agent; {hint}")
     if port == 0 or (bare and port is None):
-        raise ConfigError(f"{name}: {address!r} has no port; {hint}")
+        raise ConfigError(f"{name}: {shown!r} has no port; {hint}")
     path = quote(unquote(parts.path), safe="/").rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def host_of(url: str) -> str:
+    """Scheme, host and port of `url`, for messages: the rest of it may hold credentials.
+
+    `url` need not be a good one; where nobody can tell the host from a password it is ``…``.
+    """
+    scheme = re.match(r"(?:[A-Za-z][A-Za-z0-9+.-]*://)?", url)
+    start = scheme[0] if scheme else ""
+    authority, *after = re.split(r"[/?#\\]", url[len(start) :], maxsplit=1)
+    if "@" in "".join(after) and "@" not in authority:
+        authority = "…"
+    return f"{start}{authority.rpartition('@')[2]}"
 
 
 def is_loopback(host: str) -> bool:

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mesh_middleware.config import MeshConfig, is_loopback
+from mesh_middleware.config import MeshConfig, host_of, is_loopback
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.policy.intentions import Action
 
@@ -160,3 +160,38 @@ def test_default_action_may_be_text() -> None:
 )  # fmt: skip
 def test_loopback(host: str, loopback: bool) -> None:
     assert is_loopback(host) is loopback
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "http://user:s3cret@h:99999",
+        "user:s3cret@h:99999",
+        "http://user:s3/cret@h:1",
+        "ftp://user:s3cret@h:1",
+        "user:s3cret@h",
+        "http://u:s3cret@[h",
+        "http://h:0?token=s3cret",
+    ],
+)
+def test_an_address_is_never_repeated_with_credentials(address: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        MeshConfig("web", address=address)
+    assert "s3" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("https://u:p@h:1/k?q", "https://h:1"),
+        ("https://h?q", "https://h"),
+        ("h:1", "h:1"),
+        ("u:p@h", "h"),
+        ("http://u:p/w@h:1", "http://…"),
+        ("http://u:p\\w@h:1", "http://…"),
+        ("http://a://b/c", "http://a:"),
+        ("u:p://w@h", "…"),
+    ],
+)
+def test_of_a_url_messages_show_only_where_it_leads(url: str, shown: str) -> None:
+    assert host_of(url) == shown

@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 
 import httpx
 
-from mesh_middleware.config import is_loopback
+from mesh_middleware.config import host_of, is_loopback
 from mesh_middleware.consul.decode import _flag, _integer, _kind, _list, _name, _text, _texts
 from mesh_middleware.errors import ConfigError, DecodeError
 from mesh_middleware.tls.locations import (
@@ -194,12 +194,12 @@ def _uri(uri: str, field: str, allow_http: bool) -> str:
         host, _ = parts.hostname, parts.port
         asked = httpx.URL(uri).host  # what fetches must be able to read it too
     except (ValueError, httpx.InvalidURL) as error:
-        raise DecodeError(f"{uri!r} is no URI", field=field) from error
+        raise DecodeError("is no URI", field=field) from error
     if parts.scheme not in {"http", "https"} or not (host and asked) or not uri.isprintable():
-        raise DecodeError(f"{uri!r} is no https URI", field=field)
+        raise DecodeError(f"{host_of(uri)!r} begins no https URI", field=field)
     if parts.scheme == "http" and not (allow_http or is_loopback(host)):
         raise DecodeError(
-            f"whoever is on the way could answer for {uri!r}; use https "
+            f"whoever is on the way could answer for {host_of(uri)!r}; use https "
             "(or set MESH_ALLOW_PLAINTEXT_JWKS)",
             field=field,
         )

@@ -32,6 +32,7 @@ from typing import Final
 
 import httpx
 
+from mesh_middleware.config import host_of
 from mesh_middleware.consul.body import ACCEPTED, read_body
 from mesh_middleware.errors import DecodeError, MeshError
 from mesh_middleware.tls.jwks import MAX_DOCUMENT, NO_KEYS, KeySet
@@ -208,6 +209,7 @@ async def fetch(remote: RemoteJWKS) -> bytes:
 
     No redirects, and no proxies or credentials of the environment.
     """
+    where = host_of(remote.uri)
     try:
         async with (
             asyncio.timeout(remote.timeout_seconds),
@@ -220,16 +222,16 @@ async def fetch(remote: RemoteJWKS) -> bytes:
             client.stream("GET", remote.uri, headers=_HEADERS) as response,
         ):
             if response.status_code != 200:
-                raise KeysError(f"{remote.uri}: status {response.status_code} instead of 200")
+                raise KeysError(f"{where}: status {response.status_code} instead of 200")
             encoding = response.headers.get("content-encoding", "")
-            return await read_body(response.aiter_raw(), encoding, MAX_DOCUMENT, remote.uri)
+            return await read_body(response.aiter_raw(), encoding, MAX_DOCUMENT, where)
     except DecodeError as error:
         raise KeysError(str(error)) from error
     except TimeoutError as error:
-        raise KeysError(f"{remote.uri}: no answer in {remote.timeout_seconds:g} s") from error
+        raise KeysError(f"{where}: no answer in {remote.timeout_seconds:g} s") from error
     except (httpx.HTTPError, httpx.InvalidURL, ValueError, TypeError) as error:
         # not only its own errors: a host name can fail in the codec for international ones
-        raise KeysError(f"{remote.uri}: {error or type(error).__name__}") from error
+        raise KeysError(f"{where}: {error or type(error).__name__}") from error
 
 
 def ca_context(ca: TrustedCA) -> ssl.SSLContext:

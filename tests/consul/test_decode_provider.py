@@ -386,3 +386,17 @@ def test_authorities_are_ascii(field: str) -> None:
     text = "\u00fc" if field == "InlineString" else base64.b64encode(b"\xfc").decode()
     with pytest.raises(DecodeError, match=field):
         decode_provider(cluster(TrustedCA={field: text}))
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "http://user:s3cret@issuer.example/k?s3cret",
+        "ftp://user:s3cret@issuer.example/s3cret",
+        "https://user:s3cret@[issuer.example/s3cret",
+    ],
+)
+def test_a_refused_uri_is_not_repeated_with_its_secrets(uri: str) -> None:
+    with pytest.raises(DecodeError) as caught:
+        decode_provider(remote(URI=uri))
+    assert "s3cret" not in str(caught.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -309,7 +310,7 @@ async def test_a_server_that_does_not_answer_is_given_up() -> None:
 async def test_nobody_listens() -> None:
     with KeyServer() as server:
         pass
-    with pytest.raises(KeysError, match=server.uri):
+    with pytest.raises(KeysError, match=server.uri.removesuffix("/jwks")):
         await fetch(RemoteJWKS(server.uri))
 
 
@@ -401,3 +402,29 @@ async def test_what_nobody_expected_is_a_failure_that_is_tried_again(
     assert script.failures[:2] == ["the keys cannot be fetched: RuntimeError"] * 2
     assert script.failures[2] is None
     assert caplog.text.count("RuntimeError: odd") == 1
+
+
+@pytest.mark.parametrize("status", [200, 403])
+async def test_failures_name_the_server_and_none_of_the_secrets_in_its_uri(status: int) -> None:
+    with KeyServer(b" " * (MAX_DOCUMENT + 1), status) as server:
+        uri = server.uri.replace("//", "//user:s3cret@") + "/t0ken?sig=abc#def"
+        with pytest.raises(KeysError) as caught:
+            await fetch(RemoteJWKS(uri))
+    with pytest.raises(KeysError) as away:
+        await fetch(RemoteJWKS(uri))
+    for text in (str(caught.value), str(away.value)):
+        assert server.uri.removesuffix("/jwks") in text
+        assert not [word for word in ("user", "s3cret", "t0ken", "abc", "def") if word in text]
+
+
+async def test_a_compressed_document_is_bounded_before_it_is_unpacked() -> None:
+    bomb = gzip.compress(bytes(64 * MAX_DOCUMENT))
+    with KeyServer(bomb, headers={"Content-Encoding": "gzip"}) as server:
+        with pytest.raises(KeysError, match="longer than"):
+            await fetch(RemoteJWKS(server.uri))
+        server.document = gzip.compress(bomb)
+        server.headers["Content-Encoding"] = "gzip, gzip"
+        with pytest.raises(KeysError, match="cannot be read"):
+            await fetch(RemoteJWKS(server.uri))
+        server.document, server.headers["Content-Encoding"] = gzip.compress(FIRST), "gzip"
+        assert await fetch(RemoteJWKS(server.uri)) == FIRST
