@@ -7,6 +7,7 @@ import os
 from typing import Any
 
 from mesh_middleware import MeshMiddleware, MeshWSGIMiddleware, PeerIdentityError, peer_identity
+from mesh_middleware.middleware.proxies import EscapedCertificate, ForwardedClientCert
 from mesh_middleware.server.wsgi import ThreadedWSGI
 from tests.servers.wsgi_apps import whoami
 
@@ -44,3 +45,10 @@ async def whoami_asgi(scope: Any, receive: Any, send: Any) -> None:
 
 asgi = MeshMiddleware(whoami_asgi, service="api")
 threaded = MeshMiddleware(ThreadedWSGI(whoami, 4), service="api")
+
+ENVOY = [ForwardedClientCert(trusted=["unix"])]
+NGINX = [EscapedCertificate(trusted=["unix"])]
+wsgi_behind_envoy = MeshWSGIMiddleware(whoami, service="api", identity_from=ENVOY)
+wsgi_behind_nginx = MeshWSGIMiddleware(whoami, service="api", identity_from=NGINX)
+asgi_behind_envoy = MeshMiddleware(whoami_asgi, service="api", identity_from=ENVOY)
+asgi_behind_nginx = MeshMiddleware(whoami_asgi, service="api", identity_from=NGINX)

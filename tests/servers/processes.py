@@ -29,7 +29,11 @@ def get(
     sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
     with closing(http.client.HTTPResponse(sock, method="GET")) as response:
         response.begin()
-        return response.status, json.loads(response.read())
+        body = response.read()
+    try:
+        return response.status, json.loads(body)
+    except ValueError:
+        return response.status, {"text": body.decode("latin-1")}  # of the server itself
 
 
 class Process:
@@ -139,7 +143,9 @@ def gunicorn(agent: str, app: str, conf: Path, *lines: str) -> Process:
     """The real gunicorn with the five documented lines, and `lines`, in its conf file at `conf`."""
     port = free_port()
     conf.write_text("\n".join([*GUNICORN_CONF, f'bind = "127.0.0.1:{port}"', *lines]))
-    return Process([str(BIN / "gunicorn"), "-c", str(conf), app], port=port, agent=agent)
+    return Process(
+        [str(BIN / "gunicorn"), "--no-control-socket", "-c", str(conf), app], port=port, agent=agent
+    )
 
 
 GUNICORN_CONF = (
