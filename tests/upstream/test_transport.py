@@ -299,8 +299,9 @@ def test_the_connect_timeout_bounds_finding_and_connecting(world: World, calling
         for name in ("a", "b", "c"):
             world.register("billing", silent.getsockname()[1], name)
         started = time.monotonic()
-        with calling() as client, pytest.raises(httpx.ConnectError, match="no connection"):
+        with calling() as client, pytest.raises(httpx.ConnectError, match="no connection") as e:
             client.get("http://billing/", timeout=httpx.Timeout(5, connect=0.5))
+        assert str(e.value).count("at 127") > 1  # none may use it up for the others
         assert time.monotonic() - started < 1.5
 
 
