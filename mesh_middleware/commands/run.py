@@ -96,9 +96,8 @@ OPTIONS: tuple[click.Parameter, ...] = (
     click.Option(
         ["--enforcement"],
         type=click.Choice([str(mode) for mode in EnforcementMode]),
-        default=str(EnforcementMode.ENFORCE),
-        show_default=True,
-        help="audit: log and count what the intentions refuse, and pass it on.",
+        help="audit: log and count what the intentions refuse, and pass it on.  "
+        "[default: what the application's own MeshMiddleware says, else enforce]",
     ),
     click.Option(
         ["--debug-headers"],
@@ -150,7 +149,7 @@ def _run(
     ops_port: int | None,
     ops_host: str,
     grace: float,
-    enforcement: str,
+    enforcement: str | None,
     debug_headers: bool,
     revoked_drain: float,
     wsgi_threads: int,

@@ -23,7 +23,7 @@ import asyncio
 import logging
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -114,10 +114,21 @@ class MeshMiddleware:
         if service == "":
             raise ConfigError("service must be the name of a Consul service, not empty")
         self.app = app
+        self.arguments: Mapping[str, Any] = {
+            "service": service,
+            "mesh": mesh,
+            "exempt_paths": exempt_paths if isinstance(exempt_paths, str) else tuple(exempt_paths),
+            "enforcement": enforcement,
+            "audit": tuple(audit),
+            "debug_headers": debug_headers,
+            "drain_seconds": drain_seconds,
+            "identity_from": tuple(identity_from),
+        }
+        """What it was made with, for a launcher that puts a middleware of its own around it."""
         self._service = service or ""
         self._mesh = mesh
-        self._exempt = exempt_targets(exempt_paths)
-        self._audit = Audit.of(enforcement, audit)
+        self._exempt = exempt_targets(self.arguments["exempt_paths"])
+        self._audit = Audit.of(enforcement, self.arguments["audit"])
         self._unsaid = bool(self._audit)
         self._debug_headers = debug_headers
         if not 0 <= drain_seconds < math.inf:
@@ -127,7 +138,7 @@ class MeshMiddleware:
         app_root = getattr(app, "root_path", "")
         self._app_root = app_root.rstrip("/") if isinstance(app_root, str) else ""
         self._chains = ChainVerifier()
-        self._sources = Sources(identity_from)
+        self._sources = Sources(self.arguments["identity_from"])
 
     async def __call__(  # noqa: C901 - in one frame: another coroutine costs each request
         self, scope: Scope, receive: Receive, send: Send

@@ -224,7 +224,7 @@ def serve(
     ops_port: int | None = None,
     grace: float = GRACE_SECONDS,
     suggest: bool = False,
-    enforcement: str = "enforce",
+    enforcement: str | None = None,
     audit: Iterable[AuditRule] = (),
     debug_headers: bool = False,
     drain_seconds: float = 0.0,
@@ -241,7 +241,8 @@ def serve(
     catalogue. `ops_port`: plain HTTP for health, metrics and status on `ops_host`. `grace`:
     seconds between the check going critical and the listeners closing. `suggest`: log, with each
     refusal, the intention that would allow it (development). `enforcement`, `audit`,
-    `debug_headers`, `drain_seconds`: as `MeshMiddleware` takes them. `uvicorn_options`: those of
+    `debug_headers`, `drain_seconds`: as `MeshMiddleware` takes them; where they are not given, what
+    the application's own `MeshMiddleware` says. `uvicorn_options`: those of
     `uvicorn.run`, but for TLS and proxy headers, which the mesh decides.
 
     What goes wrong is logged and is in the exit code (`ExitCode`); ConfigError only for a wrong
@@ -259,19 +260,19 @@ def serve(
         raise ConfigError(f"service is {service!r}, but config is for {config.service!r}")
     if wsgi_threads < 1:
         raise ConfigError(f"wsgi_threads {wsgi_threads!r}: give 1 or more")
-    in_audit = Audit.of(enforcement, audit)
+    given = {
+        "enforcement": enforcement and str(Audit.of(enforcement, ()).mode),
+        "audit": Audit.of("enforce", audit).rules,
+        "debug_headers": debug_headers,
+        "drain_seconds": drain_seconds,
+    }
     settings = Settings(
         app,
         config,
         uvicorn_options,
         wait_seconds=wait,
         suggest=suggest,
-        middleware={
-            "enforcement": str(in_audit.mode),
-            "audit": in_audit.rules,
-            "debug_headers": debug_headers,
-            "drain_seconds": drain_seconds,
-        },
+        middleware={name: value for name, value in given.items() if value},
         wsgi_threads=wsgi_threads,
     )
     placement = Placement(

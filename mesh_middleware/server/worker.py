@@ -33,6 +33,7 @@ from mesh_middleware.server.context import ServerContext
 from mesh_middleware.server.exits import ExitCode, LaunchError
 from mesh_middleware.server.goaway import GoAway
 from mesh_middleware.server.heartbeat import BEAT_SECONDS, Board, Phase
+from mesh_middleware.server.inner import inner_arguments
 from mesh_middleware.server.interface import is_wsgi
 from mesh_middleware.server.options import config_options
 from mesh_middleware.server.protocols import MeshScope
@@ -71,9 +72,23 @@ class Settings:
     wsgi_threads: int = WSGI_THREADS
 
 
+class WithoutQueries(logging.Filter):
+    """Leaves queries out of uvicorn's access log: they may hold tokens."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Always True; uvicorn's arguments are client, method, target, HTTP version, status."""
+        if isinstance(record.args, tuple) and len(record.args) == 5:
+            client, method, target, version, status = record.args
+            path, mark, _ = str(target).partition("?")
+            record.args = (client, method, f"{path}?..." if mark else path, version, status)
+        return True
+
+
 def logging_config() -> dict[str, Any]:
     """uvicorn's logging, with our lines in the same form beside its own."""
     config = copy.deepcopy(LOGGING_CONFIG)
+    config["filters"] = {"without_queries": {"()": f"{__name__}.{WithoutQueries.__name__}"}}
+    config["handlers"]["access"]["filters"] = ["without_queries"]
     config["loggers"]["mesh_middleware"] = {
         "handlers": ["default"],
         "level": "INFO",
@@ -223,9 +238,10 @@ class Worker:
         started = time.monotonic()
         if self._settings.suggest:
             SuggestionHandler.install()
-        self._goaway.app = MeshMiddleware(
-            load_app(self._settings), mesh=self._manager, **self._settings.middleware
-        )
+        app = load_app(self._settings)
+        arguments = inner_arguments(app, self._settings.config.service)
+        arguments |= self._settings.middleware
+        self._goaway.app = MeshMiddleware(app, mesh=self._manager, **arguments)
         self._config.app = MeshScope(self._goaway)
         self._config.interface, self._config.factory = "asgi3", False
         with self._manager as manager:
