@@ -22,11 +22,18 @@ if TYPE_CHECKING:
         SpiffeIDError,
     )
     from mesh_middleware.middleware.asgi import MeshMiddleware
+    from mesh_middleware.middleware.audit import AuditRule
     from mesh_middleware.middleware.peer import decision_of, peer_identity
     from mesh_middleware.middleware.wsgi import MeshWSGIMiddleware
     from mesh_middleware.policy.decision import Decision, Reason
     from mesh_middleware.policy.engine import Policy, compile_policy
-    from mesh_middleware.policy.intentions import Action, Intention, Permission
+    from mesh_middleware.policy.intentions import (
+        Action,
+        HeaderMatch,
+        HTTPMatch,
+        Intention,
+        Permission,
+    )
     from mesh_middleware.policy.request import HTTPRequest
     from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID, TrustDomain
     from mesh_middleware.server.launcher import run, serve
@@ -40,11 +47,14 @@ if TYPE_CHECKING:
 __all__ = [
     "Action",
     "AsyncMeshTransport",
+    "AuditRule",
     "ConfigError",
     "ConsulError",
     "Decision",
     "DecodeError",
+    "HTTPMatch",
     "HTTPRequest",
+    "HeaderMatch",
     "Intention",
     "MeshConfig",
     "MeshError",
@@ -89,11 +99,12 @@ _HOMES = {
         "SpiffeIDError",
     ),
     "middleware.asgi": ("MeshMiddleware",),
+    "middleware.audit": ("AuditRule",),
     "middleware.peer": ("decision_of", "peer_identity"),
     "middleware.wsgi": ("MeshWSGIMiddleware",),
     "policy.decision": ("Decision", "Reason"),
     "policy.engine": ("Policy", "compile_policy"),
-    "policy.intentions": ("Action", "Intention", "Permission"),
+    "policy.intentions": ("Action", "HTTPMatch", "HeaderMatch", "Intention", "Permission"),
     "policy.request": ("HTTPRequest",),
     "policy.spiffe": ("ServiceIdentity", "SpiffeID", "TrustDomain"),
     "server.launcher": ("run", "serve"),

@@ -115,6 +115,14 @@ class Registry:
             if self._sources.get(service) is source:
                 del self._sources[service]
 
+    def put(self, service: str, source: StateSource | None) -> StateSource | None:
+        """Make `source` the one for `service` whatever was there (None: nothing); gives that."""
+        with self._lock:
+            before = self._sources.pop(service, None)
+            if source is not None:
+                self._sources[service] = source
+            return before
+
     def get(self, service: str) -> StateSource | None:
         """The source for `service`, or None."""
         return self._sources.get(service)

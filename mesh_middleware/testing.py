@@ -40,8 +40,9 @@ from __future__ import annotations
 import contextlib
 import math
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, Final, TypeVar, cast
 
 from mesh_middleware._types import ASGIApp, Receive, Scope, Send
@@ -55,14 +56,15 @@ from mesh_middleware.tls.certificates import PeerCertificate, TrustBundle
 from mesh_middleware.tls.contexts import VerifiedPeer
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from starlette.testclient import TestClient
 
     from mesh_middleware.checkfile import Result
 
 TRUST_DOMAIN: Final = "11111111-2222-3333-4444-555555555555.consul"
 """The trust domain of callers and rules where a test names none."""
+
+Rules = str | PurePath | Mapping[str, Any] | Iterable[Intention | Mapping[str, Any]]
+"""Intentions in any form; see `static_mesh`."""
 
 AppOrClient = TypeVar("AppOrClient", bound="ASGIApp | TestClient")
 
@@ -108,14 +110,21 @@ def caller_environ(
 
 def static_mesh(
     service: str,
-    intentions: Iterable[Intention] = (),
+    intentions: Rules = (),
     *,
     default_action: Action = Action.DENY,
     trust_domain: str = TRUST_DOMAIN,
 ) -> StaticState:
-    """A mesh state for ``MeshMiddleware(app, mesh=...)`` that knows these rules."""
+    """A mesh state for ``MeshMiddleware(app, mesh=...)`` that knows these rules.
+
+    `intentions`: `Intention` values, or rows of the match API and config entries as JSON has them,
+    one or many, or the path of a YAML or JSON file of them. DecodeError for what is none of these.
+    """
     policy = compile_policy(
-        intentions, default_action=default_action, trust_domain=trust_domain, service=service
+        rules_of(intentions),
+        default_action=default_action,
+        trust_domain=trust_domain,
+        service=service,
     )
     return StaticState.from_policy(policy, service=service)
 
@@ -123,23 +132,55 @@ def static_mesh(
 @contextlib.contextmanager
 def mesh_for(
     service: str,
-    intentions: Iterable[Intention] = (),
+    intentions: Rules = (),
     *,
     default_action: Action = Action.DENY,
     trust_domain: str = TRUST_DOMAIN,
 ) -> Iterator[StaticState]:
     """`static_mesh`, found by ``MeshMiddleware(app, service=...)`` for as long as this lasts.
 
-    No Consul agent is asked. ConfigError when the process has a manager for `service` already.
+    No Consul agent is asked. It comes before whatever else knows the service, such as the manager
+    that a request outside of any ``with`` has started.
     """
     mesh = static_mesh(
         service, intentions, default_action=default_action, trust_domain=trust_domain
     )
-    sources.add(service, mesh)
+    before = sources.put(service, mesh)
     try:
         yield mesh
     finally:
-        sources.remove(service, mesh)
+        sources.put(service, before)
+
+
+def rules_of(intentions: Rules) -> list[Intention]:
+    """The rows that `intentions` stands for; see `static_mesh`."""
+    # Imported here: rules that are values already need neither YAML nor Consul's JSON.
+    from mesh_middleware._documents import load_documents  # noqa: PLC0415
+    from mesh_middleware.consul.decode import (  # noqa: PLC0415
+        decode_config_entry,
+        decode_intention,
+    )
+
+    if isinstance(intentions, str | PurePath):
+        file = Path(intentions)
+        intentions = [
+            item
+            for document in load_documents(file.read_bytes(), file.name)
+            for item in (document if isinstance(document, list) else [document])
+        ]
+    if isinstance(intentions, Mapping):
+        intentions = [intentions]
+    rows: list[Intention] = []
+    for item in intentions:
+        if isinstance(item, Intention):
+            rows.append(item)
+        elif isinstance(item, Mapping) and "intentions" in item:
+            rows += rules_of(item["intentions"])
+        elif isinstance(item, Mapping) and {"Kind", "kind"} & item.keys():
+            rows += decode_config_entry(item)
+        else:
+            rows.append(decode_intention(item))
+    return rows
 
 
 @dataclass(frozen=True, slots=True)

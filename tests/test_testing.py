@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import doctest
+import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -18,11 +19,11 @@ from starlette.routing import Route
 from starlette.testclient import TestClient
 
 from mesh_middleware import testing
-from mesh_middleware.errors import ConfigError, SpiffeIDError
+from mesh_middleware.errors import SpiffeIDError
 from mesh_middleware.middleware import EXTENSION, MeshMiddleware, peer_identity
 from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.state import sources
-from mesh_middleware.testing import as_service, expectations, mesh_for, static_mesh
+from mesh_middleware.testing import as_service, expectations, mesh_for, rules_of, static_mesh
 
 RULES = [
     Intention("web", "api", Action.ALLOW),
@@ -133,9 +134,32 @@ def test_rules_are_found_by_name_for_as_long_as_they_are_wanted() -> None:
     assert sources.get("api") is None
 
 
-def test_rules_do_not_replace_a_manager() -> None:
-    with mesh_for("api"), pytest.raises(ConfigError), mesh_for("api"):
-        pass
+def test_rules_come_before_a_manager_and_leave_it_in_its_place() -> None:
+    with mesh_for("api") as outer:
+        with mesh_for("api") as inner:
+            assert sources.get("api") is inner
+        assert sources.get("api") is outer
+    assert sources.get("api") is None
+
+
+ROW = {"SourceName": "web", "DestinationName": "api", "Action": "allow"}
+ENTRY = {
+    "Kind": "service-intentions",
+    "Name": "api",
+    "Sources": [{"Name": "web", "Action": "allow"}],
+}
+
+
+@pytest.mark.parametrize(
+    "given",
+    [[Intention("web", "api", Action.ALLOW)], [ROW], ROW, ENTRY, [ENTRY], {"intentions": [ROW]}],
+)
+def test_rules_may_be_values_rows_or_entries(given: Any, tmp_path: Path) -> None:
+    assert rules_of(given) == [Intention("web", "api", Action.ALLOW)]
+    if not isinstance(given, list) or given[0] in (ROW, ENTRY):
+        file = tmp_path / "intentions.json"
+        file.write_text(json.dumps(given))
+        assert rules_of(str(file)) == rules_of(file) == [Intention("web", "api", Action.ALLOW)]
 
 
 def test_an_impossible_service_is_refused() -> None:

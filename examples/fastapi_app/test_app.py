@@ -5,14 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import yaml
 from fastapi.testclient import TestClient
 
 from examples.fastapi_app.app import app
-from mesh_middleware.consul.decode import decode_config_entry
 from mesh_middleware.testing import as_service, mesh_for
 
-ENTRY = yaml.safe_load((Path(__file__).parent / "intentions.yaml").read_text())
+INTENTIONS = Path(__file__).parent / "intentions.yaml"
 
 
 @pytest.mark.parametrize(
@@ -27,7 +25,7 @@ ENTRY = yaml.safe_load((Path(__file__).parent / "intentions.yaml").read_text())
     ],
 )
 def test_who_may_do_what(caller: str, method: str, path: str, status: int) -> None:
-    with mesh_for("orders", decode_config_entry(ENTRY)):
+    with mesh_for("orders", INTENTIONS):
         client = as_service(TestClient(app), caller)
         answer = client.request(method, path, json={"item": "milk"} if method == "POST" else None)
     assert answer.status_code == status, answer.text
@@ -35,14 +33,14 @@ def test_who_may_do_what(caller: str, method: str, path: str, status: int) -> No
 
 
 def test_the_caller_is_proven() -> None:
-    with mesh_for("orders", decode_config_entry(ENTRY)):
+    with mesh_for("orders", INTENTIONS):
         answer = as_service(TestClient(app), "shop").post("/orders", json={"item": "milk"})
     assert answer.json()["ordered_by"] == "shop"
 
 
 def test_the_feed_greets_its_caller() -> None:
     with (
-        mesh_for("orders", decode_config_entry(ENTRY)),
+        mesh_for("orders", INTENTIONS),
         as_service(TestClient(app), "shop").websocket_connect("/orders/feed") as feed,
     ):
         assert feed.receive_text() == "hello shop"
