@@ -5,10 +5,10 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# Test files are shared out to this many processes.
+# Test files are shared out to this many processes; ARGS='-k name' or a path runs a part.
 JOBS ?= 2
 
-.PHONY: demo test lint types coverage conformance docs bench fuzz soak wheel clean help
+.PHONY: demo test lint types coverage conformance docs bench fuzz soak clean help
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -26,8 +26,8 @@ demo: $(STAMP)  ## two services, real mTLS, a live change and a rotation, with n
 
 test: $(STAMP)  ## every test suite, with branch coverage (budgets: CONTRIBUTING.md)
 	$(BIN)/pytest -n $(JOBS) --dist loadfile --cov --cov-report= $(ARGS)
-	$(BIN)/coverage report --skip-covered --fail-under 100 \
-		--include 'mesh_middleware/policy/*,mesh_middleware/tls/*'
+	$(if $(ARGS),,$(BIN)/coverage report --skip-covered --fail-under 100 \
+		--include 'mesh_middleware/policy/*,mesh_middleware/tls/*')
 
 lint: $(STAMP)  ## ruff: style, imports, format
 	$(BIN)/ruff check .

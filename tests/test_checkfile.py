@@ -548,3 +548,20 @@ def test_the_reference_lists_exactly_the_keys(heading: str, keys: tuple[str, ...
 
 def test_the_reference_names_the_trust_domain() -> None:
     assert f"`{DEFAULT_TRUST_DOMAIN}`" in REFERENCE.read_text()
+
+
+def test_intentions_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(
+        "Kind: service-intentions\nName: api\nSources: [{Name: web, Action: allow}]\n"
+        "---\n- {SourceName: '*', DestinationName: api, Action: deny}\n"
+    )
+    file = tmp_path / "expectations.yaml"
+    request = "{source: web, method: GET, path: /}"
+    file.write_text(f"default: deny\nintentions: rules.yaml\nrequests: [{request}]\n")
+    (document,) = read_files([str(file)])
+    assert len(document.policy.intentions) == 2
+    file.write_text(f"default: deny\nintentions: none.yaml\nrequests: [{request}]\n")
+    with pytest.raises(DecodeError, match=r"document 0: intentions: cannot read .*none.yaml"):
+        read_files([str(file)])
+    with pytest.raises(DecodeError, match="intentions: intentions.yaml"):
+        read_files([str(tmp_path / "rules.yaml")])

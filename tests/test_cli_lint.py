@@ -53,6 +53,9 @@ ONLY_WILD = "{SourceName: web, DestinationName: '*', Permissions: [{Action: allo
         pytest.param("default: maybe\nintentions: []", [], 2, "allow or deny", id="bad default"),
         pytest.param("intentions: [3]", [], 2, "expected an object", id="bad row"),
         pytest.param("{", [], 2, "rules.yaml", id="not YAML"),
+        pytest.param(CLEAN.replace("allow", "alow"), [], 2, "'alow' is not", id="misspelt"),
+        pytest.param(PREFIX.replace("allow", "Allow"), [], 2, "Permissions[0].Action", id="case"),
+        pytest.param(PREFIX.replace("Sources", "Source"), [], 2, "Sources: is missing", id="key"),
     ],
 )
 def test_lint(text: str, options: list[str], status: int, said: str, tmp_path: Path) -> None:

@@ -91,23 +91,40 @@ def read_files(
         for value in values:
             documents.append(
                 read_document(
-                    value, file=label, number=len(documents), requests_needed=requests_needed
+                    value,
+                    file=label,
+                    number=len(documents),
+                    requests_needed=requests_needed,
+                    folder=Path() if name == STDIN else Path(name).parent,
                 )
             )
     return documents
 
 
 def read_document(
-    value: Any, *, file: str = "", number: int = 0, requests_needed: bool = True
+    value: Any,
+    *,
+    file: str = "",
+    number: int = 0,
+    requests_needed: bool = True,
+    folder: Path = Path(),
 ) -> CheckDocument:
-    """The document that `value`, plain JSON, describes. DecodeError says where it does not."""
+    """The document that `value`, plain JSON, describes. DecodeError says where it does not.
+
+    `folder`: where a file that ``intentions`` names is looked for.
+    """
     at = Place(file).within(f"document {number}")
+    if isinstance(value, Mapping) and value.keys() & _ENTRY_KEYS:
+        raise at.error(
+            "is a file of intentions, not of requests; name it in a document, such as "
+            "`{default: deny, intentions: intentions.yaml, requests: [...]}`"
+        )
     fields = at.object(value, DOCUMENT_KEYS)
     default = at.choice(fields, "default", Action)
     if default is None:
         raise at.error("is missing; write `default: deny` or `default: allow`", "default")
     trust_domain = _trust_domain(at, fields)
-    intentions = _intentions(at, fields)
+    intentions = _intentions(at, fields, folder)
     destination = _destination(at, fields, intentions)
     if requests_needed and "requests" not in fields:
         raise at.error("is missing; write a list of requests", "requests")
@@ -182,9 +199,11 @@ def _trust_domain(at: Place, fields: Mapping[str, Any]) -> TrustDomain:
         raise at.error(str(error), "trust_domain") from None
 
 
-def _intentions(at: Place, fields: Mapping[str, Any]) -> list[Intention]:
+def _intentions(at: Place, fields: Mapping[str, Any], folder: Path) -> list[Intention]:
     if "intentions" not in fields:
         raise at.error("is missing; write a list of intentions, maybe empty", "intentions")
+    if isinstance(fields["intentions"], str):
+        fields = {**fields, "intentions": _rules_in(at, folder / fields["intentions"])}
     intentions: list[Intention] = []
     for key, entry in at.items(fields, "intentions"):
         if at.mapping(entry, key).keys() & _ENTRY_KEYS:
@@ -192,6 +211,15 @@ def _intentions(at: Place, fields: Mapping[str, Any]) -> list[Intention]:
         else:
             intentions.append(at.decoded(key, decode.decode_intention, entry))
     return intentions
+
+
+def _rules_in(at: Place, file: Path) -> list[Any]:
+    """Rows and config entries in a file of their own: one or several documents, or lists."""
+    try:
+        documents = load_documents(file.read_bytes(), file.name)
+    except OSError as error:
+        raise at.error(f"cannot read {file}: {error.strerror}", "intentions") from None
+    return [row for each in documents for row in (each if isinstance(each, list) else [each])]
 
 
 def _normalization(at: Place, fields: Mapping[str, Any]) -> Normalization:

@@ -58,11 +58,24 @@ def _sets(name: str, given: str | None) -> Iterator[tuple[Action, list[Intention
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         for document in load_documents(data, name):
             rows = [row for item in _items(document) for row in _decode(item)]
+            _check_actions(document, "")
             yield _default(document) if given is None else Action(given), rows
     except DecodeError as error:
         raise BadInput(printable(f"{name}: {error}")) from None
     except OSError as error:
         raise BadInput(f"{name}: {error.strerror}") from None
+
+
+def _check_actions(value: Any, at: str) -> None:
+    """Consul stores no other actions; a misspelt allow would be a deny without a word."""
+    if isinstance(value, list):
+        for number, item in enumerate(value):
+            _check_actions(item, f"{at}[{number}]")
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            if key in ("Action", "action") and item not in ("allow", "deny", "", None):
+                raise DecodeError(f"{item!r} is not allow or deny", field=f"{at}.{key}".lstrip("."))
+            _check_actions(item, f"{at}.{key}".lstrip("."))
 
 
 def _default(document: Any) -> Action:
