@@ -8,7 +8,7 @@ import pytest
 from fastapi.testclient import TestClient
 
 from examples.fastapi_app.app import app
-from mesh_middleware.testing import as_service, mesh_for
+from mesh_middleware.testing import Expectation, as_service, expectations, mesh_for
 
 INTENTIONS = Path(__file__).parent / "intentions.yaml"
 
@@ -44,3 +44,10 @@ def test_the_feed_greets_its_caller() -> None:
         as_service(TestClient(app), "shop").websocket_connect("/orders/feed") as feed,
     ):
         assert feed.receive_text() == "hello shop"
+
+
+@pytest.mark.parametrize(
+    "expectation", expectations(INTENTIONS.with_name("expectations.yaml")), ids=str
+)
+def test_the_intentions_do_what_they_should(expectation: Expectation) -> None:
+    expectation.verify()

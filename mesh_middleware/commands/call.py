@@ -69,14 +69,28 @@ def call(
             connect_to=None if connect_to is None else _host_port(connect_to),
             timeout_seconds=max_time,
         )
-        reply = asyncio.run(call_once(MeshConfig.from_env(service), request))
+        config = MeshConfig.from_env(service)
+        reply = asyncio.run(call_once(config, request))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     except MeshError as error:
-        click.echo(f"Error: {error}", err=True)
-        raise SystemExit(_code(error)) from error
+        code = _code(error)
+        click.echo(f"Error: {error}{_ADVICE.get(code, '').format(config.address)}", err=True)
+        raise SystemExit(code) from error
     _print(reply, include=include, name_server=expect is None and request.consul_name is None)
     raise SystemExit(ExitCode.RUNTIME if fail and reply.status >= 400 else ExitCode.OK)
+
+
+_ADVICE = {
+    ExitCode.AGENT_UNREACHABLE: (
+        "\nNo Consul agent answers at {}: start one (mesh-middleware dev-agent, or Consul), or set "
+        "CONSUL_HTTP_ADDR to where the called service's agent is."
+    ),
+    ExitCode.ACL: (
+        "\nThe agent at {} refuses the token: set CONSUL_HTTP_TOKEN to one with the service "
+        "identity of the service named by --as."
+    ),
+}
 
 
 def _code(error: MeshError) -> ExitCode:

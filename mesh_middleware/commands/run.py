@@ -168,7 +168,14 @@ def _run(
             if dev:
                 _quiet_dev_agent()
                 agent = stack.enter_context(DevAgent(intentions=dev_intentions))
-                click.echo(f"DEVELOPMENT ONLY: embedded agent on {agent.address}", err=True)
+                click.echo(
+                    f"DEVELOPMENT ONLY: embedded agent on {agent.address}\n"
+                    "To call the service from another terminal:\n"
+                    f"  export CONSUL_HTTP_ADDR={agent.address}",
+                    err=True,
+                )
+                if not dev_intentions:
+                    click.echo("No --dev-intentions: every call will be refused.", err=True)
                 config = MeshConfig(service, address=agent.address)
             code = serve(
                 app,

@@ -68,6 +68,15 @@ _UNROOTED: Final[dict[str, Scope]] = {
 }
 """All that deciding again needs of a scope without a root path."""
 
+_NO_POLICY: Final = Decision(
+    allowed=False,
+    reason=Reason.NO_POLICY,
+    detail="nothing was learnt from the Consul agent yet; in tests, mesh_for gives the rules",
+)
+_NOBODY: Final = (
+    "the connection shows no certificate of the mesh; serve with mesh-middleware run, call with "
+    "mesh-middleware call; in tests, as_service"
+)
 _EXEMPT: Final = Decision(allowed=True, reason=Reason.EXEMPT_PATH)
 
 
@@ -345,7 +354,7 @@ class MeshMiddleware:
         if state.fault is not None:
             return None, Decision(allowed=False, reason=state.fault)
         if policy is None:
-            return None, Decision(allowed=False, reason=Reason.NO_POLICY)
+            return None, _NO_POLICY
         peer = ours.get("peer")
         caller: Caller | Reason
         if isinstance(peer, VerifiedPeer):
@@ -353,7 +362,8 @@ class MeshMiddleware:
         else:
             caller = self._chains.caller(extensions.get("tls"), state, time.time())
         if isinstance(caller, Reason):
-            return None, Decision(allowed=False, reason=caller)
+            detail = _NOBODY if caller is Reason.NO_IDENTITY else ""
+            return None, Decision(allowed=False, reason=caller, detail=detail)
         if request.method not in PLAIN_METHODS and not has_sound_method(request):
             return caller, Decision(allowed=False, reason=Reason.MALFORMED_TARGET)
         decision = policy.decide(caller, request, claims)

@@ -120,13 +120,14 @@ class DecisionLog:
         if left_out is None:
             return
         logger.warning(
-            "%s %s %s from %s: %s%s%s",
+            "%s %s %s from %s: %s%s%s%s",
             verb if enforced else "audit: would refuse",
             fields["mesh_method"],
             fields["mesh_path"],
             fields["mesh_source"] or "nobody",
             fields["mesh_reason"],
             f" ({fields['mesh_detail']})" if fields["mesh_detail"] else "",
+            f"; request {fields['mesh_request_id']}" if fields["mesh_request_id"] else "",
             f"; {left_out} more like it were not logged" if left_out else "",
             extra={**fields, "mesh_left_out": left_out, "mesh_enforced": enforced},
         )
