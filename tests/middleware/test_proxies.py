@@ -16,6 +16,7 @@ from cryptography.hazmat.primitives.serialization import Encoding
 
 from mesh_middleware import ConfigError, MeshMiddleware, MeshWSGIMiddleware
 from mesh_middleware.devagent.ca import CertificateAuthority, Leaf
+from mesh_middleware.middleware import EXTENSION
 from mesh_middleware.middleware.proxies import (
     EscapedCertificate,
     ForwardedClientCert,
@@ -27,6 +28,7 @@ from mesh_middleware.policy.intentions import Action, HeaderMatch, HTTPMatch, Pe
 from mesh_middleware.state import StaticState
 from mesh_middleware.testing import static_mesh
 from mesh_middleware.tls.certificates import X509SVID
+from mesh_middleware.tls.contexts import VerifiedPeer
 from tests.middleware import test_wsgi
 from tests.middleware.calls import (
     WEB_MAY,
@@ -49,6 +51,11 @@ def mesh(*intentions: Any) -> StaticState:
     static = static_mesh("api", intentions or WEB_MAY, trust_domain=CA.trust_domain)
     svid = X509SVID.from_pem(API.cert_pem, API.key_pem)
     return StaticState(replace(static.state, svid=svid, bundle=bundle_of(CA)))
+
+
+def api_peer(service: str) -> VerifiedPeer:
+    """A caller that our own handshake proved."""
+    return verified(service, trust_domain=CA.trust_domain)
 
 
 def uri(service: str) -> str:
@@ -156,6 +163,14 @@ def test_who_the_connection_proves_needs_no_header() -> None:
     assert call(app, scope).reason == "default_deny"
 
 
+def test_what_is_told_does_not_stand_beside_a_proven_caller() -> None:
+    app = Recorder()
+    scope = http_scope(headers=told(element()), client=("10.0.0.1", 4000))
+    scope["extensions"] = {EXTENSION: {"peer": api_peer("web")}}
+    assert call(MeshMiddleware(app, mesh=mesh(), identity_from=ENVOY), scope).reason == "allowed"
+    assert "tls" not in app.scope["extensions"]
+
+
 def test_the_headers_are_taken_out_of_every_request() -> None:
     source = EscapedCertificate(trusted=["10.0.0.1"], certificate="X-Peer", verify="X-Peer-Ok")
     headers = [(b"x-peer", b"a"), (b"X_Peer", b"b"), (b"x-peer-ok", b"SUCCESS"), (b"x-else", b"c")]
@@ -211,10 +226,11 @@ def test_the_certificate_must_be_of_the_mesh() -> None:
     assert ask(ENVOY, told(element(expired))) == "root_not_trusted"
 
 
-def test_without_a_leaf_of_our_own_nothing_can_be_about_us() -> None:
+@pytest.mark.parametrize("by", [uri("api"), "not an identity"])
+def test_without_a_leaf_of_our_own_nothing_can_be_about_us(by: str) -> None:
     static = static_mesh("api", WEB_MAY, trust_domain=CA.trust_domain)
     state = StaticState(replace(static.state, bundle=bundle_of(CA)))
-    scope = http_scope(headers=told(element()), client=("10.0.0.1", 4000))
+    scope = http_scope(headers=told(element(By=by)), client=("10.0.0.1", 4000))
     app = MeshMiddleware(Recorder(), mesh=state, identity_from=ENVOY)
     assert call(app, scope).reason == "no_identity"
 

@@ -5,13 +5,14 @@ from __future__ import annotations
 import socket
 import ssl
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 
 import pytest
 
 from mesh_middleware import MeshWSGIMiddleware
+from mesh_middleware._types import Environ, StartResponse
 from mesh_middleware.devagent.ca import CertificateAuthority
 from mesh_middleware.middleware.sockets import connection_proof
 from mesh_middleware.state import StaticState
@@ -86,6 +87,21 @@ def mesh_server() -> ssl.SSLContext:
 def test_our_own_handshake_counts_and_is_forced(key: str, lazy: bool) -> None:
     with accepted(mesh_server(), client_context(svid("web")), lazy=lazy) as connection:
         assert reason(connection, key) == "allowed"
+
+
+def test_the_mark_of_an_outer_middleware_hides_no_connection() -> None:
+    """It is for another path: decided again, and the caller is asked of the connection again."""
+    static = static_mesh("api", WEB_MAY, trust_domain=CA.trust_domain)
+    state = StaticState(replace(static.state, bundle=bundle_of(CA)))
+    inner = MeshWSGIMiddleware(test_wsgi.Recorder(), mesh=state)
+
+    def moved(environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        return inner({**environ, "PATH_INFO": "/moved"}, start_response)
+
+    with accepted(mesh_server(), client_context(svid("web"))) as connection:
+        environ = test_wsgi.environ_for(**{"gunicorn.socket": connection})
+        outer = MeshWSGIMiddleware(moved, mesh=state)
+        assert test_wsgi.call(outer, environ).reason == "allowed"
 
 
 def test_a_lazy_handshake_that_fails_proves_nobody() -> None:
