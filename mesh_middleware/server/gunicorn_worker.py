@@ -7,7 +7,7 @@ beside the lines of `mesh_middleware.server.gunicorn`. Needs the package ``uvico
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # no py.typed in 0.4
 
@@ -20,7 +20,10 @@ class MeshUvicornWorker(UvicornWorker):  # type: ignore[misc]  # for the same re
     Addresses and schemes from headers are not believed, whatever ``forwarded_allow_ips`` says.
     """
 
-    CONFIG_KWARGS: ClassVar[dict[str, Any]] = {"http": MeshHTTP, "proxy_headers": False}
+    CONFIG_KWARGS: dict[str, Any] = {  # noqa: RUF012 - as uvicorn-worker declares it
+        "http": MeshHTTP,
+        "proxy_headers": False,
+    }
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
