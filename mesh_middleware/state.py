@@ -22,8 +22,15 @@ from mesh_middleware.tls.certificates import X509SVID, TrustBundle
 from mesh_middleware.tls.contexts import TLSContexts
 from mesh_middleware.tls.tokens import TokenVerifier
 
-PARTS = ("roots", "leaf", "intentions", "default action")
-"""What must be known before a state is ready, in the words of messages."""
+PARTS = ("roots", "leaf", "intentions", "default action", "jwt providers")
+"""What must be known before a state is ready, in the words of messages.
+
+The last only for intentions that ask for tokens: until then there is no policy, because nobody
+knows which headers are not to be believed.
+"""
+
+
+_POLICY = frozenset({"intentions", "default action"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +38,11 @@ class MeshState:
     """What is known about the mesh, seen from one service.
 
     `generation`: 0 while nothing is known, then grows by one with each published change.
-    `tokens`: verifies the tokens that rules of `policy` ask for; None while none does, or nothing
-    is known of who may sign. `fault`: set while no request may be decided although a policy may be
-    there (an answer could not be decoded, say); everything is refused with it. `updated`: unix
-    seconds of the last good answer for each of `PARTS`.
+    `tokens`: verifies the tokens that rules of `policy` ask for, and hides what only providers
+    may say; None while no rule does. A manager gives no such policy without it. `fault`: set while
+    no request may be decided although a policy may be there (an answer could not be decoded, say);
+    everything is refused with it. `updated`: unix seconds of the last good answer for each of
+    `PARTS` but the last.
     """
 
     service: str
@@ -59,6 +67,8 @@ class MeshState:
             parts.append("intentions")
         if self.policy is None and "default action" not in self.updated:
             parts.append("default action")
+        if self.policy is None and self.bundle is not None and self.updated.keys() >= _POLICY:
+            parts.append("jwt providers")
         return tuple(parts)
 
     @property

@@ -13,9 +13,9 @@ from __future__ import annotations
 import binascii
 import re
 from base64 import b64decode
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 from urllib.parse import urlsplit
 
 import httpx
@@ -35,6 +35,7 @@ from mesh_middleware.tls.providers import (
     CLOCK_SKEW_SECONDS,
     FETCH_SECONDS,
     Forwarding,
+    HiddenHeaders,
     LocalJWKS,
     RemoteJWKS,
     RetryPolicy,
@@ -43,6 +44,8 @@ from mesh_middleware.tls.providers import (
 )
 
 KIND: Final = "jwt-provider"
+
+T = TypeVar("T")
 
 _ENTRY = """Kind Name Issuer Audiences Locations Forwarding JSONWebKeySet ClockSkewSeconds
     CacheConfig Meta""".split()
@@ -56,10 +59,14 @@ _PART = re.compile(r"([0-9]{1,12}(?:\.[0-9]{0,12})?)(ns|us|µs|ms|s|m|h)")
 
 @dataclass(frozen=True, slots=True)
 class Providers:
-    """The providers of a datacenter, by name; `problems`: why others cannot be used, by name."""
+    """The providers of a datacenter, by name; `problems`: why others cannot be used, by name.
+
+    `hidden`: what applications must not see, as far as it can be read, for those of `problems`.
+    """
 
     usable: Mapping[str, TokenProvider]
     problems: Mapping[str, str]
+    hidden: Mapping[str, HiddenHeaders]
 
 
 def decode_providers(document: Any, *, allow_http: bool = False) -> Providers:
@@ -71,13 +78,17 @@ def decode_providers(document: Any, *, allow_http: bool = False) -> Providers:
         raise DecodeError(f"expected a list, got {_kind(document)}")
     usable: dict[str, TokenProvider] = {}
     problems: dict[str, str] = {}
+    hidden: dict[str, HiddenHeaders] = {}
     for n, entry in enumerate(document):
         name = _entry_name(entry, f"[{n}]")
         try:
             usable[name] = decode_provider(entry, allow_http=allow_http)
         except DecodeError as error:
             problems[name] = str(error)
-    return Providers({k: v for k, v in usable.items() if k not in problems}, problems)
+            hidden[name] = hidden.get(name, HiddenHeaders()) | hidden_by(entry)
+    for name in usable.keys() & problems.keys():
+        hidden[name] |= usable.pop(name).hidden
+    return Providers(usable, problems, hidden)
 
 
 def decode_provider(entry: Any, field: str = "", *, allow_http: bool = False) -> TokenProvider:
@@ -103,6 +114,48 @@ def decode_provider(entry: Any, field: str = "", *, allow_http: bool = False) ->
         forwarding=_forwarding(fields.get("Forwarding"), f"{at}Forwarding"),
         clock_skew_seconds=float(skew) or CLOCK_SKEW_SECONDS,
     )
+
+
+def hidden_by(entry: Mapping[str, Any]) -> HiddenHeaders:
+    """What an entry hides, whether or not the rest of it can be used; what is odd hides nothing."""
+    forwarding = [
+        _readable(_forwarding, _known(value, HeaderName=str), "")
+        for value in _values(entry, "Forwarding")
+    ]
+    lists = [value for value in _values(entry, "Locations") if isinstance(value, list) and value]
+    locations: list[Location] = [] if lists else list(DEFAULT_LOCATIONS)
+    for item in (item for items in lists for item in items):
+        for header in _values(item, "Header"):
+            found = _readable(_header, _known(header, Name=str, ValuePrefix=str, Forward=bool), "")
+            locations += [] if found is None else [found]
+    hidden = HiddenHeaders.of(locations, None)
+    for each in forwarding:
+        hidden |= HiddenHeaders.of((), each)
+    return hidden
+
+
+def _values(value: Any, name: str) -> list[Any]:
+    """Each value of a field, under all of its spellings; none where there is no object."""
+    if not isinstance(value, Mapping):
+        return []
+    return [item for key, item in value.items() if _fold(key) == _fold(name)]
+
+
+def _known(value: Any, **kinds: type) -> dict[str, Any]:
+    """The fields of an object that are what they should be."""
+    return {
+        name: item
+        for name, kind in kinds.items()
+        for item in _values(value, name)
+        if isinstance(item, kind)
+    }
+
+
+def _readable(read: Callable[[Any, str], T], value: Any, at: str) -> T | None:
+    try:
+        return read(value, at)
+    except DecodeError:
+        return None
 
 
 def _entry_name(entry: Any, field: str) -> str:

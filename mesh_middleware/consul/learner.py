@@ -11,6 +11,7 @@ import hashlib
 import logging
 import time
 from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from mesh_middleware.config import MeshConfig
@@ -36,6 +37,9 @@ logger = logging.getLogger("mesh_middleware.consul")
 
 TICK_SECONDS = 1.0
 """How often what only time changes is looked at: staleness, validity, parts that wait."""
+
+HOLD_SECONDS = 2.0
+"""How long the last policy counts while the providers that a new one names are looked at."""
 
 _TURN_ROWS = 20  # about half a millisecond of decoding
 _STALE_SHARE = 4  # a watch is heard of at least so often within the staleness bound
@@ -70,6 +74,8 @@ class Learner:
         self._tokens = TokenKeeper(
             config, client, self._take_tokens, failures=failures, clock=clock, wait=self._wait
         )
+        self._assembled = state
+        self._held_since: float | None = None
         self.state = state
 
     async def run(self) -> None:
@@ -185,13 +191,32 @@ class Learner:
 
     def _advance(self) -> None:
         now, before = self._clock(), self.state
-        self.state = self._assembly.next(before, now)
-        self._tokens.need(self.state.policy)
+        self._assembled = self._assembly.next(self._assembled, now)
+        self.state = self._with_known_providers(self._assembled, before)
         self._note_problems()
         self._journal.note_expiry(self.state, now)
         if self.state is not before:
             self._journal.note_changes(before, self.state)
             self._publish(self.state)
+
+    def _with_known_providers(self, state: MeshState, before: MeshState) -> MeshState:
+        """`state` once the providers that its policy names were looked at, until then the last.
+
+        Else applications would see headers that only a provider's entry says to hide. After
+        `HOLD_SECONDS` there is no policy, and everything is refused: an old one must not stay
+        because the list cannot be read.
+        """
+        if self._tokens.need(state.policy):
+            self._held_since = None
+            return state
+        now = asyncio.get_running_loop().time()
+        if self._held_since is None:
+            self._held_since = now
+        held = now - self._held_since < HOLD_SECONDS and state.fault is None
+        if held and before.policy is not None and before.fault is None:
+            return before
+        shown = replace(state, policy=None)
+        return before if shown == before else shown
 
     def _note_problems(self) -> None:
         for part in ("roots", "leaf"):

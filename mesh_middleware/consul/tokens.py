@@ -2,6 +2,9 @@
 
 Only what the policy names is looked at: without a rule that needs tokens, the agent is not asked
 for providers; and of those it lists, only the named ones fetch keys and hide headers.
+
+What a provider hides from applications outlives its entry: once known it stays hidden while a rule
+names the provider, whether the entry is gone, cannot be used, or must not be read any more.
 """
 
 from __future__ import annotations
@@ -22,7 +25,7 @@ from mesh_middleware.errors import DecodeError, MeshError
 from mesh_middleware.policy.engine import Policy
 from mesh_middleware.policy.intentions import Intention, JWTRequirement
 from mesh_middleware.tls.jwks import NO_KEYS, KeySet
-from mesh_middleware.tls.providers import TokenProvider
+from mesh_middleware.tls.providers import HiddenHeaders, TokenProvider
 from mesh_middleware.tls.remembered import Remembered
 from mesh_middleware.tls.signatures import INSTALL, library_present
 from mesh_middleware.tls.tokens import TokenVerifier, VerifiedToken
@@ -61,6 +64,10 @@ class _Source:
         self.task = task
 
 
+_Published = tuple[frozenset[str], list[tuple[TokenProvider, KeySet]], dict[str, HiddenHeaders]]
+"""What a verifier was made of: the names that rules have, and what is known of them."""
+
+
 class TokenKeeper:
     """Makes the verifier for what `need` asked for; `publish` gets it, None for none.
 
@@ -84,21 +91,30 @@ class TokenKeeper:
         self._failures = failures
         self._clock = clock
         self._wait = wait
+        self._policy: Policy | None = None
         self._named: frozenset[str] = frozenset()
+        self._hidden: dict[str, HiddenHeaders] = {}
+        self._covered: frozenset[str] = frozenset()
         self._listed: Providers | None = None
         self._known = True
         self._sources: dict[str, _Source] = {}
         self._remembered: Remembered[VerifiedToken] = Remembered()
-        self._published: list[tuple[TokenProvider, KeySet]] = []
+        self._published: _Published | None = None
         self._complaints: set[str] = set()
         self._news = asyncio.Event()
 
-    def need(self, policy: Policy | None) -> None:
-        """The policy is now `policy`: look after the providers that it names."""
-        named = providers_named(policy)
-        if named != self._named:
-            self._named = named
-            self._news.set()
+    def need(self, policy: Policy | None) -> bool:
+        """The policy is to be `policy`: look after the providers that it names.
+
+        Whether the newest verifier was made knowing of all of them, usable or not.
+        """
+        if policy is not self._policy:
+            self._policy = policy
+            named = providers_named(policy)
+            if named != self._named:
+                self._named = named
+                self._news.set()
+        return self._named <= self._covered
 
     async def run(self) -> None:
         """Watch, fetch and publish until cancelled."""
@@ -107,25 +123,23 @@ class TokenKeeper:
             while True:
                 await self._news.wait()
                 self._news.clear()
-                wanted = bool(self._named) and self._can_verify()
+                wanted = bool(self._named)
                 if wanted and watch is None:
                     watch = tasks.create_task(self._watcher().run())
                 elif not wanted and watch is not None:
                     watch.cancel()
                     watch, self._listed = None, None
                     self._failures.clear(PART)
+                self._note_library()
                 self._use_sources(tasks)
                 self._complain()
                 self._publish_news()
 
-    def _can_verify(self) -> bool:
-        if library_present():
-            return True
-        self._failures.set(
-            PART,
-            Failure.of(f"{INSTALL}; until then rules that need tokens refuse", FailureKind.OTHER),
-        )
-        return False
+    def _note_library(self) -> None:
+        """Without the library the list still says which headers to hide."""
+        if self._listed is not None and self._known and self._named and not library_present():
+            text = f"{INSTALL}; until then rules that need tokens refuse"
+            self._failures.set(PART, Failure.of(text, FailureKind.OTHER))
 
     # -- the list of providers ----------------------------------------------------------------
 
@@ -139,10 +153,22 @@ class TokenKeeper:
 
     async def _deliver(self, answer: Answer) -> None:
         listed = decode_providers(answer.json, allow_http=self._allow_http)
-        self._failures.clear(PART)
+        if library_present():
+            self._failures.clear(PART)
         if listed != self._listed or not self._known:
             self._listed, self._known = listed, True
+            self._remember_hidden(listed)
             self._news.set()
+
+    def _remember_hidden(self, listed: Providers) -> None:
+        """What is hidden for each provider now, and was when its entry could be read last."""
+        kept = {name: self._hidden[name] for name in self._named & self._hidden.keys()}
+        unusable = {
+            name: hidden | self._hidden.get(name, HiddenHeaders())
+            for name, hidden in listed.hidden.items()
+        }
+        usable = {name: provider.hidden for name, provider in listed.usable.items()}
+        self._hidden = kept | unusable | usable
 
     def _fail(self, error: Exception) -> None:
         self._failures.set(PART, error)
@@ -154,7 +180,7 @@ class TokenKeeper:
 
     def _use_sources(self, tasks: asyncio.TaskGroup) -> None:
         """One source for each provider that is named and listed; an unchanged one goes on."""
-        usable = {} if self._listed is None else self._listed.usable
+        usable = {} if self._listed is None or not library_present() else self._listed.usable
         wanted = {name: usable[name] for name in sorted(self._named) if name in usable}
         for name, source in list(self._sources.items()):
             if name not in wanted or wanted[name].keys != source.provider.keys:
@@ -189,20 +215,28 @@ class TokenKeeper:
     # -- the verifier -------------------------------------------------------------------------
 
     def _publish_news(self) -> None:
+        if self._listed is None:
+            if not self._named and self._published is not None:
+                self._published, self._covered = None, frozenset()
+                self._publish(None)
+            return
         sources = [
             (source.provider, source.keys.keys if self._known else NO_KEYS)
             for source in self._sources.values()
         ]
-        if sources == self._published:
+        hidden = {name: self._hidden[name] for name in self._named & self._hidden.keys()}
+        published = (self._named, sources, hidden)
+        if published == self._published:
             return
-        self._published = sources
+        self._published, self._covered = published, self._named
         verifier = TokenVerifier(
             sources,
+            hidden=hidden.values(),
             remembered=self._remembered,
             clock=self._clock,
             unknown_key=self._unknown_key,
         )
-        self._publish(verifier if sources else None)
+        self._publish(verifier)
 
     def _complain(self) -> None:
         """Say once what makes rules refuse that are written well."""

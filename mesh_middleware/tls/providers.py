@@ -5,10 +5,16 @@ Source: Consul, ``jwt-provider`` configuration entry.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from mesh_middleware.tls.locations import DEFAULT_LOCATIONS, Location, check_header_name
+from mesh_middleware.tls.locations import (
+    DEFAULT_LOCATIONS,
+    HeaderLocation,
+    Location,
+    check_header_name,
+)
 
 CLOCK_SKEW_SECONDS: Final = 30.0
 """How far clocks may be apart. Consul stores this number where an entry has none."""
@@ -75,6 +81,34 @@ class Forwarding:
 
 
 @dataclass(frozen=True, slots=True)
+class HiddenHeaders:
+    """What applications do not see of a client's headers because of a provider.
+
+    `tokens`: headers with tokens. `payloads`: names that only we may use. They are known of
+    entries too that are of no other use.
+    """
+
+    tokens: tuple[HeaderLocation, ...] = ()
+    payloads: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, locations: Iterable[Location], forwarding: Forwarding | None) -> HiddenHeaders:
+        """What a provider with these hides; not the headers that its entry forwards."""
+        tokens = (each for each in locations if isinstance(each, HeaderLocation))
+        return cls(
+            tuple(each for each in tokens if not each.forward),
+            () if forwarding is None else (forwarding.header,),
+        )
+
+    def __or__(self, other: HiddenHeaders) -> HiddenHeaders:
+        """What either hides."""
+        return HiddenHeaders(
+            tuple(dict.fromkeys(self.tokens + other.tokens)),
+            tuple(dict.fromkeys(self.payloads + other.payloads)),
+        )
+
+
+@dataclass(frozen=True, slots=True)
 class TokenProvider:
     """One issuer of tokens, as intentions name it.
 
@@ -90,3 +124,8 @@ class TokenProvider:
     locations: tuple[Location, ...] = DEFAULT_LOCATIONS
     forwarding: Forwarding | None = None
     clock_skew_seconds: float = CLOCK_SKEW_SECONDS
+
+    @property
+    def hidden(self) -> HiddenHeaders:
+        """What applications do not see because of this provider."""
+        return HiddenHeaders.of(self.locations, self.forwarding)

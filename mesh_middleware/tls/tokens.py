@@ -33,7 +33,7 @@ from mesh_middleware.policy.jwt import JWTProvider
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.tls.jwks import KeySet
 from mesh_middleware.tls.locations import HeaderLocation, same_name, tokens_at
-from mesh_middleware.tls.providers import TokenProvider
+from mesh_middleware.tls.providers import HiddenHeaders, TokenProvider
 from mesh_middleware.tls.remembered import Remembered
 from mesh_middleware.tls.signatures import signed_payload
 
@@ -66,7 +66,8 @@ def _nobody(provider: str) -> None:
 class TokenVerifier:
     """The providers that a policy asks for, with the keys they have now. Immutable, thread-safe.
 
-    `providers`: each with its keys. `remembered`: what was verified before; hand the one of the
+    `providers`: each with its keys. `hidden`: what is hidden besides, for providers that cannot be
+    used. `remembered`: what was verified before; hand the one of the
     verifier that this one replaces. `clock`: unix seconds. `unknown_key`: called, from any thread,
     with the name of a provider whose keys do not fit a token that names it as issuer.
     """
@@ -77,6 +78,7 @@ class TokenVerifier:
         self,
         providers: Iterable[tuple[TokenProvider, KeySet]],
         *,
+        hidden: Iterable[HiddenHeaders] = (),
         remembered: Remembered[VerifiedToken] | None = None,
         clock: Callable[[], float] = time.time,
         unknown_key: Callable[[str], object] = _nobody,
@@ -86,7 +88,9 @@ class TokenVerifier:
         self.remembered = Remembered[VerifiedToken]() if remembered is None else remembered
         self._clock = clock
         self._unknown_key = unknown_key
-        self._hidden = _hidden_locations(self.providers)
+        self._hidden = _hidden_locations(
+            [*(provider.hidden for provider in self.providers), *hidden]
+        )
 
     @property
     def issuers(self) -> tuple[JWTProvider, ...]:
@@ -260,22 +264,20 @@ class _Judge:
 
 
 def _hidden_locations(
-    providers: Iterable[TokenProvider],
+    hidden: Iterable[HiddenHeaders],
 ) -> Mapping[bytes, tuple[HeaderLocation, ...]]:
     """Headers that applications do not see, by `same_name`; those of payloads have no locations.
 
     A payload header is removed whatever it holds, even one that is a token location too.
     """
-    hidden: dict[bytes, tuple[HeaderLocation, ...]] = {}
-    for provider in providers:
-        for location in provider.locations:
-            if isinstance(location, HeaderLocation) and not location.forward:
-                name = same_name(location.name.encode())
-                hidden[name] = (*hidden.get(name, ()), location)
-    for provider in providers:
-        if provider.forwarding is not None:
-            hidden[same_name(provider.forwarding.header.encode())] = ()
-    return hidden
+    found: dict[bytes, tuple[HeaderLocation, ...]] = {}
+    payloads: list[str] = []
+    for each in hidden:
+        payloads += each.payloads
+        for location in each.tokens:
+            name = same_name(location.name.encode())
+            found[name] = (*found.get(name, ()), location)
+    return found | {same_name(name.encode()): () for name in payloads}
 
 
 def _decoded(segment: bytes) -> bytes:

@@ -400,3 +400,44 @@ def test_a_refused_uri_is_not_repeated_with_its_secrets(uri: str) -> None:
     with pytest.raises(DecodeError) as caught:
         decode_provider(remote(URI=uri))
     assert "s3cret" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "tokens", "payloads"),
+    [
+        ({}, ["authorization"], []),
+        ({"Forwarding": {"HeaderName": "x-p", "New": 1}}, ["authorization"], ["x-p"]),
+        ({"forwarding": {"header_name": "x-p"}}, ["authorization"], ["x-p"]),
+        ({"Forwarding": {"HeaderName": "not a name"}}, ["authorization"], []),
+        ({"Forwarding": [1]}, ["authorization"], []),
+        (
+            {
+                "Locations": [
+                    {"Header": {"Name": "x-t", "New": 1}},
+                    {"Header": {"Name": "x-odd", "Forward": "yes", "ValuePrefix": 3}},
+                    {"Header": {"Name": "x-seen", "Forward": True}},
+                    {"Header": "x"},
+                    {"Cookie": {"Name": "c"}},
+                    7,
+                ]
+            },
+            ["x-t", "x-odd"],
+            [],
+        ),
+    ],
+)
+def test_an_entry_that_cannot_be_used_says_what_to_hide(
+    changes: dict[str, Any], tokens: list[str], payloads: list[str]
+) -> None:
+    found = decode_providers([entry(RequiredClaims=["sub"], **changes)])
+    assert "okta" in found.problems
+    hidden = found.hidden["okta"]
+    assert [each.name for each in hidden.tokens] == tokens
+    assert list(hidden.payloads) == payloads
+
+
+def test_of_two_entries_with_one_name_everything_is_hidden() -> None:
+    one, two = (entry(Forwarding={"HeaderName": name}) for name in ("x-a", "x-b"))
+    found = decode_providers([one, {**two, "RequiredClaims": ["sub"]}])
+    assert found.usable == {}
+    assert set(found.hidden["okta"].payloads) == {"x-a", "x-b"}

@@ -17,8 +17,11 @@ import pytest
 from mesh_middleware._types import Receive, Scope, Send
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul import jwks as jwks_module
+from mesh_middleware.consul import learner as learner_module
 from mesh_middleware.consul.manager import MeshManager
+from mesh_middleware.consul.tokens import providers_named
 from mesh_middleware.devagent import DevAgent
+from mesh_middleware.errors import NotReadyError
 from mesh_middleware.middleware.asgi import MeshMiddleware
 from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.intentions import Action
@@ -389,3 +392,131 @@ def test_a_default_of_allow_does_not_help_without_a_token(agent: DevAgent) -> No
         manager.wait_ready(10)
         comes_to(manager, good(), Reason.PERMISSION_ALLOW)
         assert decide(manager, HTTPRequest("GET", b"/")).reason is Reason.JWT_MISSING
+
+
+# -- headers that only a provider may fill -----------------------------------------------------
+
+FORWARDING = {"HeaderName": "X-JWT-Payload"}
+FORGED = (b"x-jwt-payload", b"Zm9yZ2Vk")
+ROW = {"SourceName": "web", "DestinationName": "api", "Action": "allow", "Precedence": 9}
+
+
+def hides(manager: MeshManager, line: tuple[bytes, bytes] = FORGED) -> bool:
+    tokens = manager.state.tokens
+    return tokens is not None and list(tokens.scrub([line])) == []
+
+
+@pytest.fixture
+def fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeAgent]:
+    monkeypatch.setitem(PATHS, "providers", "/v1/config/jwt-provider")
+    with FakeAgent("api", match=Reply.json({"api": [ROW]}, 5)) as fake:
+        fake.set(providers=Reply.json([provider_entry(Forwarding=FORWARDING)], 5))
+        yield fake
+
+
+NEEDING = {"api": [{**ROW, "JWT": requires("okta")}]}
+DENIED = Reply(status=403, body=b"Permission denied")
+
+
+def test_there_is_no_policy_until_the_providers_of_its_rules_were_listed(fake: FakeAgent) -> None:
+    fake.set(match=Reply.json(NEEDING, 6), providers=DENIED)
+    with MeshManager(MeshConfig("api", address=fake.address, wait_seconds=0.2)) as manager:
+        wait_for(lambda: manager.state.missing() == ("jwt providers",))
+        wait_for(lambda: "jwt providers" in manager.last_errors)
+        with pytest.raises(NotReadyError, match=r'jwt providers: .*mesh = "read"') as caught:
+            manager.wait_ready(0.01)
+        assert caught.value.missing == ("jwt providers",)
+        assert manager.state.policy is None
+        fake.set(providers=Reply.json([provider_entry(Forwarding=FORWARDING)], 6))
+        manager.wait_ready(10)
+        assert hides(manager)
+        fake.set(providers=DENIED)
+        wait_for(lambda: "jwt providers" in manager.last_errors)
+        assert hides(manager)
+        assert manager.ready
+
+
+def test_new_rules_wait_for_their_providers_and_the_last_ones_stay_meanwhile(
+    fake: FakeAgent,
+) -> None:
+    with MeshManager(MeshConfig("api", address=fake.address, wait_seconds=0.2)) as manager:
+        manager.wait_ready(10)
+        seen = [manager.state]
+        manager.subscribe(seen.append)
+        fake.set(match=Reply.json(NEEDING, 6))
+        wait_for(lambda: hides(manager))
+        other = provider_entry("other", Forwarding={"HeaderName": "x-other"})
+        fake.set(providers=Reply.json([provider_entry(Forwarding=FORWARDING), other], 6))
+        wait_for(lambda: fake.last("providers").query.get("index") == "6")
+        fake.set(match=Reply.json({"api": [{**ROW, "JWT": requires("okta", "other")}]}, 7))
+        wait_for(lambda: hides(manager, (b"x-other", b"Zm9yZ2Vk")))
+    for state in seen[:-1]:  # the last one is that of a closed manager
+        assert state.policy is not None
+        names = providers_named(state.policy)
+        for name, header in (("okta", b"x-jwt-payload"), ("other", b"x-other")):
+            assert name not in names or (
+                state.tokens is not None and not state.tokens.scrub([(header, b"x")])
+            )
+    generations = [state.generation for state in seen]
+    assert generations == sorted(set(generations))
+
+
+def test_old_rules_do_not_stay_when_the_providers_of_the_new_cannot_be_read(
+    fake: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(learner_module, "HOLD_SECONDS", 0.2)
+    monkeypatch.setattr(learner_module, "TICK_SECONDS", 0.05)
+    fake.set(providers=DENIED)
+    with MeshManager(MeshConfig("api", address=fake.address, wait_seconds=0.2)) as manager:
+        manager.wait_ready(10)
+        fake.set(match=Reply.json(NEEDING, 6))
+        wait_for(lambda: not manager.ready)
+        assert manager.state.policy is None
+        fake.set(match=Reply.json({"api": [ROW]}, 7))
+        manager.wait_ready(10)
+
+
+@pytest.mark.parametrize(
+    "listed",
+    [
+        [],
+        [provider_entry(RequiredClaims=["sub"])],
+        [provider_entry(Forwarding=FORWARDING, RequiredClaims=["sub"])],
+        [provider_entry(Forwarding="odd")],
+    ],
+)
+def test_a_header_stays_hidden_when_its_provider_goes_or_cannot_be_used(
+    fake: FakeAgent, listed: list[Any]
+) -> None:
+    fake.set(match=Reply.json(NEEDING, 6))
+    with MeshManager(MeshConfig("api", address=fake.address, wait_seconds=0.2)) as manager:
+        manager.wait_ready(10)
+        comes_to(manager, good(), Reason.INTENTION_ALLOW)
+        fake.set(providers=Reply.json(listed, 6))
+        comes_to(manager, good(), Reason.JWT_PROVIDER_UNKNOWN)
+        assert hides(manager)
+        assert hides(manager, (b"authorization", b"Bearer x"))
+        named = provider_entry(Forwarding={"HeaderName": "x-new"})
+        fake.set(providers=Reply.json([named], 7))
+        wait_for(lambda: hides(manager, (b"x-new", b"x")))
+        assert not hides(manager)
+
+
+def test_an_entry_that_cannot_be_used_hides_its_headers_from_the_start(fake: FakeAgent) -> None:
+    entry = provider_entry(Forwarding=FORWARDING, RequiredClaims=["sub"])
+    fake.set(match=Reply.json(NEEDING, 6), providers=Reply.json([entry], 6))
+    with MeshManager(MeshConfig("api", address=fake.address, wait_seconds=0.2)) as manager:
+        manager.wait_ready(10)
+        assert hides(manager)
+        assert reason(manager, good()) is Reason.JWT_PROVIDER_UNKNOWN
+
+
+def test_headers_are_hidden_without_the_library_too(
+    fake: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    fake.set(match=Reply.json(NEEDING, 6))
+    with MeshManager(MeshConfig("api", address=fake.address, wait_seconds=0.2)) as manager:
+        manager.wait_ready(10)
+        assert hides(manager)
+        assert decide(manager, HTTPRequest("GET", b"/")).reason is Reason.JWT_PROVIDER_UNKNOWN
