@@ -563,5 +563,5 @@ def test_intentions_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
     file.write_text(f"default: deny\nintentions: none.yaml\nrequests: [{request}]\n")
     with pytest.raises(DecodeError, match=r"document 0: intentions: cannot read .*none.yaml"):
         read_files([str(file)])
-    with pytest.raises(DecodeError, match="intentions: intentions.yaml"):
+    with pytest.raises(DecodeError, match=r"intentions: intentions\.yaml"):
         read_files([str(tmp_path / "rules.yaml")])
