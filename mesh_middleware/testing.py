@@ -161,17 +161,17 @@ def rules_of(intentions: Rules) -> list[Intention]:
         decode_intention,
     )
 
+    items: Iterable[Any]
     if isinstance(intentions, str | PurePath):
         file = Path(intentions)
-        intentions = [
-            item
-            for document in load_documents(file.read_bytes(), file.name)
-            for item in (document if isinstance(document, list) else [document])
-        ]
-    if isinstance(intentions, Mapping):
-        intentions = [intentions]
+        documents = load_documents(file.read_bytes(), file.name)
+        items = [row for each in documents for row in (each if isinstance(each, list) else [each])]
+    elif isinstance(intentions, Mapping):
+        items = [intentions]
+    else:
+        items = intentions
     rows: list[Intention] = []
-    for item in intentions:
+    for item in items:
         if isinstance(item, Intention):
             rows.append(item)
         elif isinstance(item, Mapping) and "intentions" in item:
