@@ -60,7 +60,12 @@ class Process:
     def __enter__(self) -> Self:
         with self._log.open("wb") as output:
             self.process = subprocess.Popen(
-                self.command, stdout=output, stderr=output, env=self._env, cwd=ROOT
+                self.command,
+                stdout=output,
+                stderr=output,
+                env=self._env,
+                cwd=ROOT,
+                start_new_session=True,  # so that its workers can be ended with it
             )
         return self
 
@@ -70,7 +75,7 @@ class Process:
             try:
                 self.process.wait(5)
             except subprocess.TimeoutExpired:
-                self.process.kill()
+                os.killpg(self.process.pid, signal.SIGKILL)
                 self.process.wait(5)
         self._log.unlink()
 
