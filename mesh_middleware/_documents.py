@@ -22,6 +22,9 @@ from mesh_middleware.errors import DecodeError
 MAX_DEPTH = 100
 """Deepest nesting of a document; intentions need less than 20."""
 
+MAX_ALIASED = 10_000
+"""How many values the aliases of a YAML document may stand for: a few lines can mean billions."""
+
 _JSON_SUFFIXES = {".json", ".jsonl", ".ndjson"}
 _YAML_SUFFIXES = {".yaml", ".yml"}
 _BLANK = re.compile(r"[ \t\r\n]*")
@@ -126,13 +129,13 @@ _DECODER = json.JSONDecoder(object_pairs_hook=_unique, parse_constant=_no_consta
 
 
 def _yaml_documents(text: str) -> Iterator[Any]:
-    too_deep = _too_deep(text)
+    excess = _excess(text)
     documents = yaml.load_all(text, Loader=_Loader)
     index = -1
     while True:
         index += 1
-        if too_deep is not None and index == too_deep[0]:
-            raise DecodeError("nested too deeply", field=too_deep[1])
+        if excess is not None and index == excess[0]:
+            raise DecodeError(excess[1], field=excess[2])
         try:
             yield next(documents)
         except StopIteration:
@@ -148,23 +151,64 @@ def _mark(mark: Any) -> str:
     return f"line {mark.line + 1}, column {mark.column + 1}" if mark else ""
 
 
-def _too_deep(text: str) -> tuple[int, str] | None:
-    """Index and place of the first document nested deeper than `MAX_DEPTH`."""
-    # The composer recurses on the C stack without a limit of its own; the parser does not.
-    depth = documents = 0
+def _excess(text: str) -> tuple[int, str, str] | None:
+    """The first document that would grow beyond bounds: its index, why, and where."""
+    # The composer recurses on the C stack without a limit of its own, and aliases make much of
+    # little: both are counted beforehand, by the parser, which does neither.
+    number, document = -1, _Measured()
     try:
         for event in yaml.parse(text, Loader=_Loader):
-            if isinstance(event, yaml.CollectionStartEvent):
-                depth += 1
-                if depth > MAX_DEPTH:
-                    return documents, _mark(event.start_mark)
-            elif isinstance(event, yaml.CollectionEndEvent):
-                depth -= 1
-            elif isinstance(event, yaml.DocumentEndEvent):
-                documents += 1
+            if isinstance(event, yaml.DocumentStartEvent):
+                number, document = number + 1, _Measured()
+            why = document.measure(event)
+            if why:
+                return number, why, _mark(event.start_mark)
     except yaml.YAMLError:
         pass  # loading comes to the same place, with the document's number
     return None
+
+
+class _Measured:
+    """How deep and how large a document is once its aliases are written out."""
+
+    def __init__(self) -> None:
+        self._aliased = 0
+        self._open: list[tuple[str | None, int, int]] = []  # anchor, nodes and levels so far
+        self._anchors: dict[str, tuple[int, int] | None] = {}  # None: still open
+
+    def measure(self, event: yaml.Event) -> str:
+        """Take the next event; why the document is refused, or nothing."""
+        anchor: str | None = getattr(event, "anchor", None)
+        if isinstance(event, yaml.CollectionStartEvent):
+            self._open.append((anchor, 1, 1))
+            if anchor is not None:
+                self._anchors[anchor] = None
+            return "nested too deeply" if len(self._open) > MAX_DEPTH else ""
+        if isinstance(event, yaml.AliasEvent):
+            return self._alias(anchor or "")
+        if isinstance(event, yaml.CollectionEndEvent):
+            self._value(*self._open.pop())
+        elif isinstance(event, yaml.ScalarEvent):
+            self._value(anchor, 1, 0)
+        return ""
+
+    def _alias(self, name: str) -> str:
+        known = self._anchors.get(name, (0, 0))  # an unknown one is loading's affair
+        if known is None:
+            return f"the alias *{name} is within what it stands for"
+        nodes, levels = known
+        self._aliased += nodes
+        self._value(None, nodes, levels)
+        if self._aliased > MAX_ALIASED:
+            return f"its aliases stand for more than {MAX_ALIASED} values"
+        return "nested too deeply" if len(self._open) + levels > MAX_DEPTH else ""
+
+    def _value(self, anchor: str | None, nodes: int, levels: int) -> None:
+        if anchor is not None:
+            self._anchors[anchor] = nodes, levels
+        if self._open:
+            above, before, high = self._open[-1]
+            self._open[-1] = above, before + nodes, max(high, levels + 1)
 
 
 class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # libyaml is optional in PyYAML

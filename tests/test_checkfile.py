@@ -565,3 +565,37 @@ def test_intentions_may_stand_in_a_file_of_their_own(tmp_path: Path) -> None:
         read_files([str(file)])
     with pytest.raises(DecodeError, match=r"intentions: intentions\.yaml"):
         read_files([str(tmp_path / "rules.yaml")])
+
+
+def bomb(levels: int) -> str:
+    """Each level means ten of the one before."""
+    lines = ["a0: &a0 {x: 1}"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 10)}]" for n in range(1, levels)]
+    return "\n".join(lines)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        (bomb(8), "document 0: line 5, column .*: its aliases stand for more than 10000 values"),
+        ("a: 1\n---\n" + bomb(8), "document 1: line 7.*stand for more than"),
+        ("a: &a [*a]", r"document 0: line 1.*the alias \*a is within what it stands for"),
+        ("a: &a {b: {c: [1, *a]}}", "is within what it stands for"),
+        (
+            "a: &a " + "[" * 60 + "]" * 60 + "\nb: " + "[" * 60 + "*a" + "]" * 60,
+            "line 2.*nested too deeply",
+        ),
+    ],
+)
+def test_aliases_cannot_make_much_of_little(text: str, words: str) -> None:
+    with pytest.raises(DecodeError, match=words):
+        load_documents(text.encode())
+
+
+def test_aliases_are_written_out_within_bounds() -> None:
+    [found] = load_documents(b"a: &a {x: [1, &b 2]}\nc: *a\nd: [*a, *b, *b]")
+    assert found["d"] == [found["a"], 2, 2]
+    assert found["c"] == {"x": [1, 2]}
+    assert load_documents(bomb(3).encode())
+    once = "\n---\n".join(["a: &a [1]\nb: [" + ", ".join(["*a"] * 4000) + "]"] * 3)
+    assert len(load_documents(once.encode())) == 3  # the bound is for each document
