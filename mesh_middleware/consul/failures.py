@@ -9,6 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Self
 
+from mesh_middleware._text import one_line
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.errors import ConsulError
 
@@ -175,7 +176,7 @@ class Failures:
         logger.log(
             level,
             "%s",
-            text,
+            one_line(text),
             extra={
                 "mesh_event": event,
                 "mesh_service": service,

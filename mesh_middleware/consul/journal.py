@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 
+from mesh_middleware._text import one_line
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.state import MeshState
@@ -59,5 +60,8 @@ class Journal:
             for problem in after.policy.problems:
                 if problem not in known:
                     logger.warning(
-                        "%s: %s", service, problem, extra=extra | {"mesh_event": "problem"}
+                        "%s: %s",
+                        service,
+                        one_line(problem),
+                        extra=extra | {"mesh_event": "problem"},
                     )

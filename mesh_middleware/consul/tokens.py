@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from mesh_middleware._text import one_line
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.client import Answer, ConsulClient
 from mesh_middleware.consul.decode_provider import KIND, Providers, decode_providers
@@ -252,7 +253,7 @@ class TokenKeeper:
             logger.warning(
                 "%s: %s",
                 self._service,
-                text,
+                one_line(text),
                 extra={"mesh_event": "problem", "mesh_service": self._service},
             )
         self._complaints = complaints

@@ -17,6 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final
 
+from mesh_middleware._text import one_line
 from mesh_middleware.policy.decision import Decision
 
 logger = logging.getLogger("mesh_middleware.decisions")
@@ -55,7 +56,7 @@ def log_fields(
         "mesh_path": printable(target.partition(b"?")[0].decode("latin-1")),
         "mesh_request_id": request_id or None,
         "mesh_revision": decision.revision or None,
-        "mesh_intention": None if decision.intention is None else str(decision.intention),
+        "mesh_intention": None if decision.intention is None else one_line(str(decision.intention)),
         "mesh_permission": decision.permission,
         "mesh_reading": decision.reading,
         "mesh_detail": printable(

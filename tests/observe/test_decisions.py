@@ -165,3 +165,9 @@ def test_levels(clock: Clock, records: Records) -> None:
     DecisionLog(clock=clock).refused(fields())
     log.allowed(fields())
     assert [record.levelno for record in records] == [logging.WARNING, logging.DEBUG]
+
+
+def test_names_of_intentions_forge_no_lines() -> None:
+    ref = IntentionRef("x\nERROR forged \x1b[31m\u202e", "api", 9)
+    found = log_fields(Decision(False, Reason.DEFAULT_DENY, intention=ref), service="api")
+    assert found["mesh_intention"] == r"x\nERROR forged \x1b[31m\u202e => api (precedence 9)"
