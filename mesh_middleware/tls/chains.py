@@ -12,6 +12,8 @@ rather than skipped.
 2. Each is signed by the next, whose subject is its issuer, with no hash older than SHA-256.
 3. Every one but the leaf is a CA, may sign certificates, and allows the number of CAs below it.
 4. The last is one of the roots, byte for byte.
+5. Every key is as strong as a handshake asks for: RSA of `MIN_RSA_BITS` or more, P-256, P-384,
+   P-521 or Ed25519. The leaf may make digital signatures, where it says what its key is for.
 """
 
 from __future__ import annotations
@@ -23,6 +25,7 @@ from types import NoneType
 from cryptography import x509
 from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.asymmetric import ec, ed25519, rsa
 from cryptography.x509.oid import ExtendedKeyUsageOID
 
 MAX_INTERMEDIATES = 8
@@ -30,6 +33,11 @@ MAX_INTERMEDIATES = 8
 
 MAX_SIGNATURES = 32
 """How many signatures are checked for one chain, however many certificates a peer sends."""
+
+MIN_RSA_BITS = 2048
+"""Shorter RSA keys are refused, as OpenSSL does at its security level 2."""
+
+_CURVES = (ec.SECP256R1, ec.SECP384R1, ec.SECP521R1)
 
 _UNDERSTOOD = (
     x509.BasicConstraints,
@@ -53,7 +61,7 @@ def find_root(
     Roots are tried before intermediates, so that a cross-signed copy of a root is not needed where
     the root itself is trusted. Raises what `cryptography` raises for parts it cannot read.
     """
-    if not _acceptable(leaf, now):
+    if not (_acceptable(leaf, now) and _may_authenticate(leaf)):
         return None
     return _Search(tuple(intermediates), tuple(roots), now).climb(leaf, 0)
 
@@ -102,12 +110,14 @@ class _Search:
 
 
 def _acceptable(certificate: x509.Certificate, now: float) -> bool:
-    """Rule 1."""
+    """Rule 1, and the keys of rule 5."""
     if not (
         certificate.not_valid_before_utc.timestamp()
         <= now
         <= certificate.not_valid_after_utc.timestamp()
     ):
+        return False
+    if not _strong(certificate):
         return False
     for extension in certificate.extensions:
         value = extension.value
@@ -118,6 +128,23 @@ def _acceptable(certificate: x509.Certificate, now: float) -> bool:
         if isinstance(value, x509.ExtendedKeyUsage) and _CLIENT not in value:
             return False
     return True
+
+
+def _strong(certificate: x509.Certificate) -> bool:
+    try:
+        key = certificate.public_key()
+    except (UnsupportedAlgorithm, ValueError):
+        return False
+    if isinstance(key, rsa.RSAPublicKey):
+        return key.key_size >= MIN_RSA_BITS
+    if isinstance(key, ec.EllipticCurvePublicKey):
+        return isinstance(key.curve, _CURVES)
+    return isinstance(key, ed25519.Ed25519PublicKey)
+
+
+def _may_authenticate(leaf: x509.Certificate) -> bool:
+    usages = (each.value for each in leaf.extensions if isinstance(each.value, x509.KeyUsage))
+    return all(usage.digital_signature for usage in usages)
 
 
 def _may_sign(certificate: x509.Certificate, below: int) -> bool:

@@ -116,8 +116,8 @@ FUTURE = {"start": NOW + DAY / 2}
 NARROW = x509.NameConstraints([x509.UniformResourceIdentifier("t.consul")], None)
 
 
-def rsa_key() -> rsa.RSAPrivateKey:
-    return rsa.generate_private_key(65537, 2048)
+def rsa_key(bits: int = 2048) -> rsa.RSAPrivateKey:
+    return rsa.generate_private_key(65537, bits)
 
 
 # name: (plans from the root down to the leaf, what we say, what OpenSSL says)
@@ -127,12 +127,12 @@ ROWS = {
     "two intermediates": ([root(), Plan("ca"), Plan("cb"), leaf()], True, True),
     "an intermediate without a name": ([root(), Plan(), leaf()], True, True),
     "RSA": ([root(key=rsa_key()), Plan(key=rsa_key()), leaf()], True, True),
-    "P-224": ([root(key=ec.generate_private_key(ec.SECP224R1())), leaf()], True, True),
     "P-521, SHA-512": (
         [root(key=ec.generate_private_key(ec.SECP521R1())), leaf(algorithm=hashes.SHA512())],
         True,
         True,
     ),
+    "leaf without key usage": ([root(), leaf(usage=None)], True, True),
     "leaf without purposes": ([root(), leaf(purposes=())], True, True),
     "CA without key usage": ([root(usage=None), Plan("ca", usage=None), leaf()], True, True),
     "path length as long as needed": (
@@ -183,7 +183,22 @@ ROWS = {
         False,
         False,
     ),
-    # stricter than OpenSSL, which takes SHA-224 and checks constrained names
+    "RSA root of 1024 bits": ([root(key=rsa_key(1024)), leaf()], False, False),
+    "RSA intermediate of 1024 bits": (
+        [root(), Plan("ca", key=rsa_key(1024)), leaf()],
+        False,
+        False,
+    ),
+    "RSA leaf of 1024 bits": ([root(), leaf(key=rsa_key(1024))], False, False),
+    "leaf whose key only enciphers": ([root(), leaf(usage=("key_encipherment",))], False, False),
+    # stricter than OpenSSL, which takes P-224 and SHA-224 and checks constrained names
+    "P-224 root": ([root(key=ec.generate_private_key(ec.SECP224R1())), leaf()], False, True),
+    "P-224 intermediate": (
+        [root(), Plan("ca", key=ec.generate_private_key(ec.SECP224R1())), leaf()],
+        False,
+        True,
+    ),
+    "leaf whose key only agrees": ([root(), leaf(usage=("key_agreement",))], False, True),
     "SHA-224 leaf": ([root(), leaf(algorithm=hashes.SHA224())], False, True),
     "SHA-224 intermediate": (
         [root(), Plan("ca", algorithm=hashes.SHA224()), leaf()],
