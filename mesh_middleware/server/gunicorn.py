@@ -5,7 +5,8 @@ The whole ``gunicorn.conf.py``, beside your own settings:
     from mesh_middleware.server.gunicorn import MeshConf
 
     mesh = MeshConf("stock")
-    certfile, ssl_context, post_fork = mesh.certfile, mesh.ssl_context, mesh.post_fork
+    certfile, ssl_context = mesh.certfile, mesh.ssl_context
+    post_worker_init = mesh.post_worker_init
 
 The application needs its middleware as anywhere: ``MeshWSGIMiddleware`` (sync, gthread) or
 ``MeshMiddleware`` with `mesh_middleware.server.gunicorn_worker.MeshUvicornWorker`. What is not
@@ -19,6 +20,7 @@ from __future__ import annotations
 import errno
 import logging
 import ssl
+import time
 from collections.abc import Callable
 from typing import Any, Final
 
@@ -30,7 +32,9 @@ from mesh_middleware.tls.contexts import MeshContext, TLSContexts
 logger = logging.getLogger("gunicorn.error")
 
 WAIT_SECONDS: Final = 10.0
-"""How long a worker waits for its first mesh state; below gunicorn's own ``timeout`` of 30."""
+"""How long a worker waits for its first mesh state."""
+
+_LOOK_SECONDS: Final = 0.2
 
 
 class MeshConf:
@@ -67,21 +71,29 @@ class MeshConf:
             found = self._contexts[alpn] = MeshContext.for_server(self._current, alpn=alpn)
         return found
 
-    def post_fork(self, server: Any, worker: Any) -> None:  # noqa: ARG002
+    def post_worker_init(self, worker: Any) -> None:
         """gunicorn's hook: start the worker's manager and wait for what it learns.
 
-        ConfigError, which ends gunicorn, where ``certfile`` was left out: it would serve without
-        TLS, and every request would be refused.
+        It is called when the worker's own signal handlers are set up, so that it can be stopped
+        while it waits. ConfigError, which ends gunicorn, where ``certfile`` was left out: it would
+        serve without TLS, and every request would be refused.
         """
         if not worker.cfg.is_ssl:
             raise ConfigError("gunicorn.conf.py must also say: certfile = mesh.certfile")
         source = manager_for(self.service)
         if not isinstance(source, MeshManager):
             return
-        try:
-            source.wait_ready(self._wait)
-        except NotReadyError as error:
-            logger.error("%s; connections are dropped until then", error)  # noqa: TRY400
+        deadline = time.monotonic() + self._wait
+        logger.info("waiting for certificates and intentions of %s", self.service)
+        while worker.alive:
+            worker.notify()  # else gunicorn takes it for dead after its `timeout`
+            try:
+                source.wait_ready(_LOOK_SECONDS)
+            except NotReadyError as error:
+                if time.monotonic() < deadline:
+                    continue
+                logger.error("%s; connections are dropped until then", error)  # noqa: TRY400
+            return
 
     def _current(self) -> TLSContexts:
         source = manager_for(self.service)

@@ -156,5 +156,6 @@ def gunicorn(agent: str, app: str, conf: Path, *lines: str) -> Process:
 GUNICORN_CONF = (
     "from mesh_middleware.server.gunicorn import MeshConf",
     'mesh = MeshConf("api")',
-    "certfile, ssl_context, post_fork = mesh.certfile, mesh.ssl_context, mesh.post_fork",
+    "certfile, ssl_context = mesh.certfile, mesh.ssl_context",
+    "post_worker_init = mesh.post_worker_init",
 )

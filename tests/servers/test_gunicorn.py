@@ -83,7 +83,7 @@ def test_an_agent_that_comes_late(tmp_path: Path) -> None:
     with DevAgent(intentions=[ENTRY]) as agent:
         caller = Caller.of(agent.address, "web")
         agent.stop()
-        lines = ('mesh = MeshConf("api", wait=0.1)', GUNICORN_CONF[2])
+        lines = ('mesh = MeshConf("api", wait=0.1)', *GUNICORN_CONF[2:])
         with gunicorn(agent.address, WORKERS["sync"][0], tmp_path / "conf.py", *lines) as process:
             process.says("connections are dropped until then")
             with socket.create_connection(("127.0.0.1", process.port), timeout=10) as sock:
@@ -94,6 +94,19 @@ def test_an_agent_that_comes_late(tmp_path: Path) -> None:
             process.answers("web")
 
 
+@pytest.mark.parametrize("worker", WORKERS)
+def test_a_worker_that_waits_can_be_stopped(worker: str, tmp_path: Path) -> None:
+    with DevAgent() as agent:
+        agent.stop()
+        app, lines = WORKERS[worker]
+        more = ('mesh = MeshConf("api", wait=60)', *GUNICORN_CONF[2:], *lines)
+        with gunicorn(agent.address, app, tmp_path / "conf.py", *more) as process:
+            process.says("waiting for certificates")
+            process.signal(signal.SIGTERM)
+            assert process.process.wait(10) == 0, process.log
+            assert "SIGKILL" not in process.log
+
+
 def test_plain_http_is_not_served(agent: DevAgent, tmp_path: Path) -> None:
     """Without the certfile line gunicorn would serve without TLS: it ends and says so."""
     with gunicorn(agent.address, WORKERS["sync"][0], tmp_path / "conf.py", "certfile = None") as it:
@@ -102,7 +115,7 @@ def test_plain_http_is_not_served(agent: DevAgent, tmp_path: Path) -> None:
 
 
 def test_without_our_lines_everything_is_refused(agent: DevAgent, tmp_path: Path) -> None:
-    lines = ("certfile = None", "post_fork = lambda server, worker: None")
+    lines = ("certfile = None", "post_worker_init = lambda worker: None")
     conf = tmp_path / "conf.py"
     with gunicorn(agent.address, WORKERS["gthread"][0], conf, *lines) as process:
         wait_for(lambda: plain_status(process.port) == 403, message=process.log)
