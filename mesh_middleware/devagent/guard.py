@@ -5,9 +5,11 @@ A page in a browser of the same machine can reach loopback. What stops it, each 
 1. Host names a loopback address or ``localhost``, so a name that an attacker rebinds to 127.0.0.1
    is of no use.
 2. A request with an Origin header is refused: no page has business here, and nothing allows CORS.
-3. A write must not carry what only browsers send (Sec-Fetch-*, Referer, a Mozilla user agent).
-4. A write's content type is JSON or missing. ``application/x-www-form-urlencoded`` passes too,
-   because that is what ``curl -d`` says and rules 2 and 3 keep a form of a page out.
+3. Sec-Fetch-Site, which browsers send and pages cannot forge, is absent, ``none`` (somebody typed
+   the address) or ``same-origin``: an image or a script of a page has no Origin.
+4. A write must not carry what only browsers send (Sec-Fetch-*, Referer, a Mozilla user agent).
+5. A write's content type is JSON or missing. ``application/x-www-form-urlencoded`` passes too,
+   because that is what ``curl -d`` says and rules 2 to 4 keep a form of a page out.
 
 Every answer carries a policy that lets a browser do nothing with it.
 """
@@ -24,6 +26,7 @@ from mesh_middleware.devagent.responses import text_response
 
 CONTENT_TYPES = ("", "application/json", "application/x-www-form-urlencoded")
 
+_OWN_SITES = frozenset({"none", "same-origin"})
 _READS = ("GET", "HEAD", "OPTIONS")
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[^:\[\]]+)(?::[0-9]*)?")
 
@@ -67,6 +70,8 @@ def refusal(method: str, headers: Headers) -> tuple[int, str] | None:
     if len(host) != 1 or not is_loopback_host(host[0]):
         return 403, "Host must be a loopback address or localhost"
     if "origin" in headers:
+        return 403, "requests of web pages are refused"
+    if not _OWN_SITES.issuperset(headers.getlist("sec-fetch-site")):
         return 403, "requests of web pages are refused"
     if method in _READS:
         return None

@@ -14,6 +14,9 @@ from mesh_middleware.devagent.ca import Leaf
 from mesh_middleware.devagent.schema import RefusedError
 from mesh_middleware.errors import SpiffeIDError
 
+MAX_LEAVES = 1000
+"""How many leaves are remembered; the one issued longest ago is forgotten first."""
+
 _dice = random.SystemRandom()
 
 if TYPE_CHECKING:
@@ -47,7 +50,13 @@ class Leaves:
             now, held = self._store.clock(), self._issued.get(service)
             if held and now < held.renew and held.root == self._store.ca.active_root_id:
                 return held, True
-            held = self._issued[service] = self._issue(service, now)
+            held = self._issue(service, now)
+            self._issued.pop(service, None)
+            self._issued[service] = held
+            while len(self._issued) > MAX_LEAVES:
+                oldest = next(iter(self._issued))
+                del self._issued[oldest]
+                self._store.forget(f"leaf:{oldest}")
             return held, False
 
     def any_due(self, now: float) -> bool:

@@ -63,6 +63,11 @@ class Store:
             self.wake()
             return self.index
 
+    def forget(self, table: str) -> None:
+        """`table` is gone, and the index of its last write with it."""
+        with self.lock:
+            self._changed.pop(table, None)
+
     def changed(self, *tables: str) -> int:
         """Index of the last write to any of `tables`, at least 1."""
         return max(1, *(self._changed.get(table, 1) for table in tables))

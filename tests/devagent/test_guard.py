@@ -145,3 +145,14 @@ def test_the_app_alone_has_a_lifespan():
 def test_options_names_the_methods(agent):
     answer = httpx.options(f"{agent.address}/v1/config", trust_env=False)
     assert (answer.status_code, answer.headers["allow"]) == (200, "OPTIONS,PUT")
+
+
+@pytest.mark.parametrize(
+    ("site", "status"),
+    [("none", 200), ("same-origin", 200), ("same-site", 403), ("cross-site", 403), ("", 403)],
+)
+def test_a_read_for_a_page_of_another_site_is_refused(agent, site, status):
+    url = f"{agent.address}/v1/agent/connect/ca/leaf/web"
+    answer = httpx.get(url, headers={"sec-fetch-site": site}, trust_env=False)
+    assert answer.status_code == status
+    assert ("PrivateKeyPEM" in answer.text) is (status == 200)

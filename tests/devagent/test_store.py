@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from mesh_middleware.devagent import registration, schema
+from mesh_middleware.devagent import leaves, registration, schema
 from mesh_middleware.devagent.blocking import Query, blocking
 from mesh_middleware.devagent.ca import CertificateAuthority
 from mesh_middleware.devagent.durations import seconds
@@ -188,3 +188,15 @@ def test_other_durations_are_refused(text):
 def test_a_field_given_twice_in_two_spellings_is_refused():
     with pytest.raises(RefusedError, match="given twice"):
         schema.read({"Name": "a", "name": "b"}, schema.SERVICE)
+
+
+def test_leaves_are_remembered_within_a_bound(store, monkeypatch):
+    monkeypatch.setattr(leaves, "MAX_LEAVES", 3)
+    first, _ = store.leaves.current("s0")
+    for n in range(1, 4):
+        store.leaves.current(f"s{n}")
+    assert store.leaves.current("s3")[1]
+    again, remembered = store.leaves.current("s0")
+    assert not remembered
+    assert again.index > first.index
+    assert store.changed("leaf:s1") == 1  # forgotten
