@@ -59,6 +59,7 @@ def call(
     # what the TLS hook logs is in the error, too
     logging.getLogger("mesh_middleware").addHandler(logging.NullHandler())
     try:
+        config = MeshConfig.from_env(service)
         body = None if data is None else _body(data)
         request = Call(
             url,
@@ -69,7 +70,9 @@ def call(
             connect_to=None if connect_to is None else _host_port(connect_to),
             timeout_seconds=max_time,
         )
-        config = MeshConfig.from_env(service)
+    except ConfigError as error:
+        raise click.UsageError(str(error)) from error
+    try:
         reply = asyncio.run(call_once(config, request))
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
