@@ -63,9 +63,7 @@ def decide_rule(case: dict[str, Any]) -> Decision:
     if case.get("mode", "http") == "tcp":
         return policy.decide_connection(case["source"])
     asked = case["request"]
-    request = HTTPRequest(
-        asked["method"], asked["path"].encode("latin-1"), latin(asked["headers"])
-    )
+    request = HTTPRequest(asked["method"], asked["path"].encode("latin-1"), latin(asked["headers"]))
     return policy.decide(case["source"], request, case.get("jwt", {}))
 
 
