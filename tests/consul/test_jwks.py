@@ -383,6 +383,8 @@ async def test_a_host_name_that_no_library_reads_gives_no_keys(uri: str) -> None
 async def test_authorities_that_are_no_text_give_no_keys(ca: TrustedCA) -> None:
     with pytest.raises(KeysError):
         await fetch(RemoteJWKS("https://localhost:1/", timeout_seconds=2, ca=ca))
+    with pytest.raises(KeysError):
+        ca_context(ca)
 
 
 async def test_what_nobody_expected_is_a_failure_that_is_tried_again(
