@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from mesh_middleware._text import one_line
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.errors import ConfigError, ConsulError, MeshError
 from mesh_middleware.server.exits import ExitCode
@@ -139,9 +140,9 @@ def _print(reply: Reply, *, include: bool, name_server: bool) -> None:
     if name_server:
         click.echo(f"answered by {reply.server}", err=True)
     if include:
-        click.echo(f"{reply.http_version} {reply.status} {reply.reason}".rstrip())
+        click.echo(one_line(f"{reply.http_version} {reply.status} {reply.reason}".rstrip()))
         for name, value in reply.headers:
-            click.echo(f"{name}: {value}")
+            click.echo(one_line(f"{name}: {value}"))
         click.echo()
     sys.stdout.flush()
     sys.stdout.buffer.write(reply.body)

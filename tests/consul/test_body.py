@@ -16,7 +16,7 @@ from mesh_middleware.consul.body import read_body
 from mesh_middleware.consul.client import ConsulClient
 from mesh_middleware.errors import ConsulError, DecodeError
 
-PACKED = gzip.compress(b'{"a": 1}' * 100)
+PACKED = gzip.compress(b'{"a": 1}' * 100, mtime=0)
 MIB = 2**20
 
 

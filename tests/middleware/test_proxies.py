@@ -226,7 +226,7 @@ def test_the_certificate_must_be_of_the_mesh() -> None:
     assert ask(ENVOY, told(element(expired))) == "root_not_trusted"
 
 
-@pytest.mark.parametrize("by", [uri("api"), "not an identity"])
+@pytest.mark.parametrize("by", [uri("api"), "not an identity"], ids=["our name", "no name"])
 def test_without_a_leaf_of_our_own_nothing_can_be_about_us(by: str) -> None:
     static = static_mesh("api", WEB_MAY, trust_domain=CA.trust_domain)
     state = StaticState(replace(static.state, bundle=bundle_of(CA)))
