@@ -131,6 +131,15 @@ class MeshServer:
         except asyncio.CancelledError:
             if connection is None or not connection.refused:
                 raise
+        except Exception as error:
+            # Said here, because asyncio before 3.12 keeps what a handler raises to itself.
+            asyncio.get_running_loop().call_exception_handler(
+                {
+                    "message": "the handler of a mesh connection failed",
+                    "exception": error,
+                    "transport": writer.transport,
+                }
+            )
         finally:
             if connection is not None:
                 self._open.discard(connection)
