@@ -50,7 +50,7 @@ class Agent:
     def __init__(self, address: str, version: tuple[int, int, int]) -> None:
         self.address = address
         self.version = version
-        self.client = httpx.Client(base_url=f"{address}/v1", trust_env=False, timeout=20)
+        self.client = httpx.Client(base_url=f"{address}/v1", trust_env=False, timeout=60)
         self._ids: dict[tuple[str, str], str] = {}
 
     def __repr__(self) -> str:

@@ -141,6 +141,8 @@ def test_an_upload_is_refused_and_its_connection_closed(place: Place) -> None:
     with closing(place.caller().connect(place.port)) as sock:
         head = "POST /upload HTTP/1.1\r\nhost: mesh\r\ncontent-length: 1000000\r\n\r\n"
         sock.sendall(head.encode() + b"x" * 1000)
+        # Answered after the upload has begun, which came first; then the change finds it open.
+        assert place.caller().get(place.port, "/ping")[0] == 200
         place.deny()
         response = http.client.HTTPResponse(sock, method="POST")
         response.begin()
