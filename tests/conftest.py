@@ -1,4 +1,4 @@
-"""What every test folder shares: a real Consul, and a loud word when it is missing."""
+"""What every test folder shares: a real Consul, and a loud word when a real part is missing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from tests.consul_agent import SKIPPED, ConsulAgent, running_consul
+from tests.consul_agent import ConsulAgent, running_consul
+from tests.support import SKIPPED
 
 
 @pytest.fixture(scope="session")
@@ -20,5 +21,6 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
     skips = [r for r in terminalreporter.stats.get("skipped", []) if SKIPPED in str(r.longrepr)]
     if skips:
         terminalreporter.section("WARNING", sep="!", red=True, bold=True)
-        reason = str(skips[0].longrepr[2] if isinstance(skips[0].longrepr, tuple) else "")
-        terminalreporter.write_line(f"{len(skips)} tests did not meet a real agent. {reason}")
+        terminalreporter.write_line(f"{len(skips)} tests did not meet the real thing:")
+        for reason in sorted({str(skip.longrepr[2]) for skip in skips}):
+            terminalreporter.write_line(f"  {reason}")

@@ -24,14 +24,10 @@ from pathlib import Path
 from typing import Self
 
 import httpx
-import pytest
 
-from tests.support import wait_for
+from tests.support import unavailable, wait_for
 
 CACHE = Path(__file__).parents[1] / ".cache" / "consul"
-SKIPPED = "REAL CONSUL TESTS SKIPPED"
-"""How the reason of every such skip begins; the summary of the run says it once more."""
-
 _FALLBACK = """\
 Types: deb
 URIs: http://deb.debian.org/debian
@@ -46,16 +42,11 @@ class ConsulUnavailableError(Exception):
 
 
 def require_consul() -> Path:
-    """The binary to test with; skips loudly without one, and fails in CI.
-
-    ``MESH_REQUIRE_CONSUL`` set to anything makes a developer's run as strict as CI.
-    """
+    """The binary to test with; see `unavailable` for what happens without one."""
     try:
         return consul_binary()
     except ConsulUnavailableError as error:
-        if os.environ.get("CI") or os.environ.get("MESH_REQUIRE_CONSUL"):
-            pytest.fail(f"a real Consul is required here: {error}", pytrace=False)
-        pytest.skip(f"{SKIPPED}: {error}. Set CONSUL_BIN to a consul binary to run them.")
+        unavailable("Consul", str(error), "Set CONSUL_BIN to a consul binary to run them.")
 
 
 @functools.cache

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import socket
 import threading
 import time
 from collections.abc import Callable
-from typing import TypeVar
+from typing import NoReturn, TypeVar
+
+import pytest
+
+SKIPPED = "REAL PART MISSING"
+"""How the reason of every skip begins; the summary of the run says it once more."""
 
 T = TypeVar("T")
 
@@ -47,3 +53,14 @@ def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
+
+
+def unavailable(part: str, why: str, hint: str) -> NoReturn:
+    """Skip a test for want of a real `part`, loudly; the only place that may.
+
+    In CI, and with ``MESH_REQUIRE_REAL`` set to anything, it is a failure: a skip would hide
+    every guard that the part tests.
+    """
+    if os.environ.get("CI") or os.environ.get("MESH_REQUIRE_REAL"):
+        pytest.fail(f"a real {part} is required here: {why}", pytrace=False)
+    pytest.skip(f"{SKIPPED}, {part}: {why}. {hint}")

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 
 from tests import consul_agent
-from tests.consul_agent import SKIPPED, ConsulAgent, ConsulUnavailableError
-from tests.support import wait_for
+from tests.consul_agent import ConsulAgent, ConsulUnavailableError
+from tests.support import SKIPPED, wait_for
 
 
 @pytest.fixture
 def nowhere(tmp_path, monkeypatch):
     """A checkout without a cache on a machine without apt, and not in CI."""
-    for name in ("CI", "MESH_REQUIRE_CONSUL", "CONSUL_BIN"):
+    for name in ("CI", "MESH_REQUIRE_REAL", "CONSUL_BIN"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(consul_agent, "CACHE", tmp_path / "cache")
@@ -25,12 +25,14 @@ def nowhere(tmp_path, monkeypatch):
 
 
 def test_without_a_binary_the_tests_are_skipped_with_a_loud_reason(nowhere):
-    with pytest.raises(pytest.skip.Exception, match=f"{SKIPPED}: .*no apt-get here.*CONSUL_BIN"):
+    with pytest.raises(
+        pytest.skip.Exception, match=f"{SKIPPED}, Consul: .*no apt-get here.*CONSUL_BIN"
+    ):
         consul_agent.require_consul()
     assert "no apt-get" in (nowhere / "cache/failure").read_text()
 
 
-@pytest.mark.parametrize("name", ["CI", "MESH_REQUIRE_CONSUL"])
+@pytest.mark.parametrize("name", ["CI", "MESH_REQUIRE_REAL"])
 def test_without_a_binary_ci_fails(nowhere, monkeypatch, name):
     monkeypatch.setenv(name, "true")
     with pytest.raises(pytest.fail.Exception, match="a real Consul is required here"):

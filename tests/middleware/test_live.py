@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
+import trio
 
 from mesh_middleware._types import Message, Receive, Scope, Send
 from mesh_middleware.devagent import CertificateAuthority
@@ -798,7 +799,6 @@ def test_an_error_of_the_application_stays_one() -> None:
 
 
 def test_under_another_event_loop_requests_are_served_all_the_same() -> None:
-    trio = pytest.importorskip("trio")
     sent: list[Message] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -7,27 +7,22 @@ from __future__ import annotations
 
 import fcntl
 import functools
-import os
 import shutil
 import tempfile
 from pathlib import Path
 
-import pytest
-
 from tests.consul_agent import ConsulUnavailableError, _apt, _apt_config, _run
+from tests.support import unavailable
 
 CACHE = Path(__file__).parents[2] / ".cache" / "nginx"
-SKIPPED = "REAL NGINX TESTS SKIPPED"
 
 
 def require_nginx() -> str:
-    """The path of a binary; a loud skip without one, a failure in CI."""
+    """The path of a binary; see `unavailable` for what happens without one."""
     found = _outcome()
-    if found.startswith("/"):
-        return found
-    if os.environ.get("CI"):
-        pytest.fail(f"a real nginx is required here: {found}", pytrace=False)
-    pytest.skip(f"{SKIPPED}: {found}. Install nginx to run them.")
+    if not found.startswith("/"):
+        unavailable("nginx", found, "Install nginx to run them.")
+    return found
 
 
 @functools.cache
