@@ -49,9 +49,26 @@ NO_ROOTS = cast("TrustBundle", SimpleNamespace(fingerprints=set()))
 App = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 
+LOOKS: list[Any] = []
+"""Every look that a watch took."""
+
+
+async def looks(count: int = 5) -> None:
+    """Until what is open has been looked at `count` times more: then nothing more will happen."""
+    until = len(LOOKS) + count
+    await await_for(lambda: len(LOOKS) >= until)
+
+
 @pytest.fixture(autouse=True)
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(live_module, "LOOK_SECONDS", FAST)
+    look = live_module.Watch._look
+
+    def counted(watch: Any) -> None:
+        LOOKS.append(watch)
+        look(watch)
+
+    monkeypatch.setattr(live_module.Watch, "_look", counted)
     monkeypatch.setattr("mesh_middleware.middleware.asgi.decision_log", DecisionLog())
 
 
@@ -251,7 +268,7 @@ def test_background_work_after_the_response_goes_on(apps: Apps) -> None:
         call = Call(MeshMiddleware(apps.background, mesh=source), web())
         await call.reaches(2)
         source.intend()
-        await asyncio.sleep(10 * FAST)
+        await looks()
         call.incoming.put_nowait({"type": "http.disconnect"})
         await call.over()
 
@@ -302,11 +319,11 @@ def test_it_is_decided_again_by_generation_only() -> None:
         judge = middleware.judge_again
         middleware.judge_again = lambda *args: decided.append(1) or judge(*args)  # type: ignore[method-assign, func-returns-value]
         calls = [Call(middleware, socket_scope()) for _ in range(600)]
-        await asyncio.sleep(20 * FAST)
+        await looks(20)
         assert decided == []
         source.publish(source.state)
         await await_for(lambda: len(decided) == 600)
-        await asyncio.sleep(20 * FAST)
+        await looks(20)
         assert len(decided) == 600
         source.intend()
         await asyncio.gather(*(call.over() for call in calls))
@@ -348,7 +365,7 @@ def test_drain_lets_a_response_finish(apps: Apps) -> None:
         call.incoming.put_nowait({"type": "http.request", "body": b"x", "more_body": True})
         await asyncio.sleep(0)
         source.intend()
-        await asyncio.sleep(10 * FAST)
+        await looks()
         call.incoming.put_nowait({"type": "http.request", "body": b"x"})
         await call.over()
         assert call.sent[-1]["body"] == b"done"
@@ -373,11 +390,15 @@ def test_drain_has_a_bound(apps: Apps) -> None:
 def test_after_draining_it_is_asked_again(apps: Apps) -> None:
     async def scenario() -> None:
         source = Source()
-        call = Call(MeshMiddleware(apps.stream, mesh=source, drain_seconds=0.1), web())
+        middleware = MeshMiddleware(apps.stream, mesh=source, drain_seconds=0.5)
+        call = Call(middleware, web())
         await call.reaches(2)
         source.intend()
-        await asyncio.sleep(0.05)
+        watch = middleware._live._watch
+        assert watch is not None
+        await await_for(lambda: any(entry.draining for entry in watch._old))
         source.intend(*WEB_MAY)
+        await await_for(lambda: not any(entry.draining for entry in watch._old))
         await call.reaches(len(call.sent) + 20)
         source.intend()
         await call.over()
@@ -504,7 +525,7 @@ def test_what_is_being_ended_is_ended_once(apps: Apps) -> None:
             await call.reaches(1)
             source.intend()
             await call.reaches(count)
-            await asyncio.sleep(5 * FAST)
+            await looks()
         assert call.types == ["websocket.accept", "websocket.close"]
         call.incoming.put_nowait({"type": "websocket.disconnect", "code": 1008})
         await call.over()
@@ -522,8 +543,9 @@ def test_what_drains_has_one_end(apps: Apps, monkeypatch: pytest.MonkeyPatch) ->
         await call.reaches(1)
         for _ in range(3):
             source.intend()
-            await asyncio.sleep(5 * FAST)
+            await looks()
         await await_for(lambda: ends)
+        # Timers of one loop fire in the order of their times: a second end would come before this.
         await asyncio.sleep(0.3)
         assert len(ends) == 1
         call.task.cancel()
@@ -604,7 +626,7 @@ def test_a_websocket_that_the_application_has_closed_is_left_alone() -> None:
         call.hangs_up = False
         await call.reaches(2)
         source.intend()
-        await asyncio.sleep(10 * FAST)
+        await looks()
         assert not call.task.done()
         call.incoming.put_nowait({"type": "websocket.disconnect"})
         await call.over()
@@ -710,7 +732,7 @@ def test_nothing_runs_while_nothing_is_open(apps: Apps) -> None:
         again = Call(middleware, web())
         await again.reaches(2)
         source.publish(source.state)
-        await asyncio.sleep(5 * FAST)
+        await looks()
         assert not watch.idle
         again.incoming.put_nowait({"type": "http.disconnect"})
         await again.over()
