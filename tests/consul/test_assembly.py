@@ -102,6 +102,19 @@ def test_a_change_of_policy_keeps_the_contexts() -> None:
     assert after.policy is not before.policy
 
 
+def test_a_policy_is_new_though_its_revision_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who can make two revisions equal must not keep a deny from taking effect."""
+    monkeypatch.setattr("mesh_middleware.policy.engine.REVISION_DIGITS", 0)
+    ca, bench = CertificateAuthority(), Bench()
+    bench.ready(ca)
+    for action in (Action.ALLOW, Action.DENY):
+        bench.assembly.take_intentions([Intention("a", "web", action)], NOW)
+        policy = bench.next().policy
+        assert policy is not None
+        assert policy.revision == ""
+        assert policy.intentions[0].action is action
+
+
 def test_a_new_leaf_makes_new_contexts_and_keeps_the_policy() -> None:
     ca, bench = CertificateAuthority(), Bench()
     before = bench.ready(ca)

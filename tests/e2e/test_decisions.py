@@ -24,6 +24,13 @@ def test_an_allowed_caller_reaches_the_application_by_name(site: Site) -> None:
     assert body["caller"] == "allowed"
 
 
+def test_a_query_is_not_logged(site: Site) -> None:
+    """It may hold a token; ``access_token`` is where clients put one."""
+    assert site.allow("allowed").get(site.port, "/whoami?access_token=eyJsecret")[0] == 200
+    site.launched.says("GET /whoami?... HTTP/1.1")
+    assert "eyJsecret" not in site.launched.log
+
+
 def test_a_caller_without_intention_is_refused_by_the_default(site: Site) -> None:
     status, body = site.caller("stranger").get(site.port)
     assert status == 403

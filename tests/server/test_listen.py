@@ -18,6 +18,8 @@ from mesh_middleware.server.listen import bind
 def test_a_port_is_bound_and_not_yet_listened_on(host: str, shown: str) -> None:
     with bind(host, 0) as listener:
         assert display_address(listener).startswith(shown)
+        # What asyncio asks for before it turns Nagle's algorithm off.
+        assert listener.proto == socket.IPPROTO_TCP
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(listener.getsockname()[:2], timeout=5)
 
