@@ -12,6 +12,7 @@ import click
 
 from mesh_middleware import checkfile
 from mesh_middleware._fields import Place
+from mesh_middleware._text import one_line
 from mesh_middleware.checkfile import CheckDocument, CheckRequest, Result
 from mesh_middleware.errors import ConfigError, DecodeError
 from mesh_middleware.policy.lint import Finding, lint
@@ -53,7 +54,7 @@ def check(files: tuple[str, ...], as_json: bool, with_lint: bool) -> None:
             for document in documents:
                 where = f"{document.file}: document {document.number}"
                 for finding in _findings(document):
-                    click.echo(printable(f"{where}: {finding}"), err=True)
+                    click.echo(one_line(f"{where}: {finding}"), err=True)
     else:
         click.echo("\n".join(_report(documents, results, with_lint=with_lint)))
     raise SystemExit(EXIT_EXPECTATION if failed else 0)
@@ -67,7 +68,7 @@ def _read(files: Sequence[str], *, requests_needed: bool = True) -> list[CheckDo
             requests_needed=requests_needed,
         )
     except (ConfigError, DecodeError) as error:
-        raise BadInput(printable(str(error))) from None
+        raise BadInput(one_line(str(error))) from None
     except OSError as error:
         raise BadInput(f"{error.filename}: {error.strerror}") from None
 
@@ -76,7 +77,7 @@ def _failure(result: Result) -> str:
     request = result.request
     where = f"{result.document.file}: document {result.document.number}: request {request.number}"
     decided = "allow" if result.decision.allowed else "deny"
-    return printable(
+    return one_line(
         f"{where}: expected {request.expect}, decided {decided} ({result.decision.reason})"
     )
 
@@ -108,9 +109,9 @@ def _report(
         yield click.style(_title(document), bold=True)
         yield from _table(of_document.get(document.number, []))
         for problem in document.policy.problems:
-            yield f"  note: {printable(problem)}"
+            yield f"  note: {one_line(problem)}"
         if with_lint:
-            yield from (f"  {printable(str(finding))}" for finding in _findings(document))
+            yield from (f"  {one_line(str(finding))}" for finding in _findings(document))
         yield ""
     yield _summary(results)
 
@@ -123,7 +124,7 @@ def _findings(document: CheckDocument) -> Iterable[Finding]:
 def _title(document: CheckDocument) -> str:
     count = len(document.policy.intentions)
     described = f" ({document.description})" if document.description else ""
-    return printable(
+    return one_line(
         f"{document.file}, document {document.number}{described}: calls to "
         f"{document.destination}, default {document.policy.default_action}, "
         f"{count} intention{'' if count == 1 else 's'}"
@@ -145,7 +146,7 @@ def _table(results: Sequence[Result]) -> Iterator[str]:
     for result, row in zip(results, rows, strict=True):
         if result.failed:
             yield click.style(f"! {line(row)}", fg="red", bold=True)
-            yield from (f"      {printable(why)}" for why in _why(result))
+            yield from (f"      {one_line(why)}" for why in _why(result))
         else:
             yield click.style(f"  {line(row)}", fg=None if result.decision.allowed else "yellow")
 
@@ -188,17 +189,8 @@ def _summary(results: Sequence[Result]) -> str:
 
 
 def _short(text: str) -> str:
-    text = printable(text)
+    text = one_line(text)
     return text if len(text) <= _LONGEST_CELL else f"{text[: _LONGEST_CELL - 3]}..."
-
-
-def printable(text: str) -> str:
-    """`text` without anything that a terminal would obey."""
-    if text.isascii() and text.isprintable():
-        return text
-    return "".join(
-        each if each.isprintable() else each.encode("unicode_escape").decode() for each in text
-    )
 
 
 # --- explain --------------------------------------------------------------------------------
@@ -235,11 +227,11 @@ def explain(
         chosen = _pick(_read([file], requests_needed=False), document, "document")
         asked = _described(chosen, options | {"source": source})
     click.echo(_title(chosen))
-    click.echo(f"request: {printable(asked.label)} from {printable(asked.identity)}")
+    click.echo(f"request: {one_line(asked.label)} from {one_line(asked.identity)}")
     if asked.description:
-        click.echo(printable(asked.description))
+        click.echo(one_line(asked.description))
     why = chosen.policy.explain(asked.identity, asked.http, asked.claims)
-    click.echo("\n".join(printable(line) for line in str(why).split("\n")))
+    click.echo("\n".join(one_line(line) for line in str(why).split("\n")))
     result = checkfile.decide(chosen, asked)
     if result.failed:
         click.echo(_failure(result), err=True)
@@ -277,7 +269,7 @@ def _described(document: CheckDocument, options: Mapping[str, Any]) -> CheckRequ
     try:
         return checkfile.read_request(fields, at=Place("options"), common=document.common)
     except DecodeError as error:
-        raise BadInput(printable(str(error))) from None
+        raise BadInput(one_line(str(error))) from None
 
 
 def _header(text: str) -> list[str]:

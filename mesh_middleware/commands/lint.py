@@ -11,7 +11,8 @@ from typing import Any
 import click
 
 from mesh_middleware._documents import load_documents
-from mesh_middleware.commands.check import BadInput, printable
+from mesh_middleware._text import one_line
+from mesh_middleware.commands.check import BadInput
 from mesh_middleware.consul.decode import decode_config_entry, decode_intention
 from mesh_middleware.errors import DecodeError
 from mesh_middleware.policy.intentions import Action, Intention
@@ -46,7 +47,7 @@ def lint_command(files: tuple[str, ...], default_action: str | None, strict: boo
     found = list(dict.fromkeys(found))
     for name, finding in found:
         colour = "red" if finding.severity is Severity.WARNING else None
-        click.echo(click.style(printable(f"{name}: {finding}"), fg=colour))
+        click.echo(click.style(one_line(f"{name}: {finding}"), fg=colour))
     warnings = sum(finding.severity is Severity.WARNING for _, finding in found)
     click.echo(f"{warnings} warnings, {len(found) - warnings} notes")
     raise SystemExit(EXIT_FOUND if warnings or (strict and found) else 0)
@@ -61,7 +62,7 @@ def _sets(name: str, given: str | None) -> Iterator[tuple[Action, list[Intention
             _check_actions(document, "")
             yield _default(document) if given is None else Action(given), rows
     except DecodeError as error:
-        raise BadInput(printable(f"{name}: {error}")) from None
+        raise BadInput(one_line(f"{name}: {error}")) from None
     except OSError as error:
         raise BadInput(f"{name}: {error.strerror}") from None
 

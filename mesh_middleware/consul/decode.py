@@ -16,9 +16,19 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import replace
-from enum import StrEnum
-from typing import Any, TypeVar
+from typing import Any
 
+from mesh_middleware.consul.fields import (
+    choice_at,
+    flag_at,
+    integer_at,
+    kind_of,
+    list_at,
+    name_at,
+    object_at,
+    text_at,
+    texts_at,
+)
 from mesh_middleware.errors import DecodeError, SpiffeIDError
 from mesh_middleware.policy.engine import JWTProvider
 from mesh_middleware.policy.intentions import (
@@ -50,13 +60,13 @@ _HEADER = frozenset("""Name Present Exact Prefix Suffix Contains Regex Invert Ig
 
 def decode_roots(document: Any) -> TrustBundle:
     """The trust bundle of ``GET /v1/agent/connect/ca/roots``: all listed roots, active or not."""
-    fields = _object(document, "")
-    domain = _trust_domain(_text(fields, "TrustDomain", ""), "TrustDomain")
-    roots = _list(fields, "Roots", "")
+    fields = object_at(document, "")
+    domain = _trust_domain(text_at(fields, "TrustDomain", ""), "TrustDomain")
+    roots = list_at(fields, "Roots", "")
     if not roots:
         raise DecodeError("there is no root", field="Roots")
     pems = [
-        _text(_object(root, f"Roots[{n}]"), "RootCert", f"Roots[{n}].")
+        text_at(object_at(root, f"Roots[{n}]"), "RootCert", f"Roots[{n}].")
         for n, root in enumerate(roots)
     ]
     return TrustBundle.from_pem(domain, pems)
@@ -64,8 +74,8 @@ def decode_roots(document: Any) -> TrustBundle:
 
 def decode_leaf(document: Any) -> X509SVID:
     """The X509-SVID of ``GET /v1/agent/connect/ca/leaf/:service``."""
-    fields = _object(document, "")
-    return X509SVID.from_pem(_text(fields, "CertPEM", ""), _text(fields, "PrivateKeyPEM", ""))
+    fields = object_at(document, "")
+    return X509SVID.from_pem(text_at(fields, "CertPEM", ""), text_at(fields, "PrivateKeyPEM", ""))
 
 
 def decode_matches(document: Any, service: str) -> list[Intention]:
@@ -73,41 +83,42 @@ def decode_matches(document: Any, service: str) -> list[Intention]:
 
     A null value means no intentions; a missing key means that the answer is about something else.
     """
-    fields = _object(document, "")
+    fields = object_at(document, "")
     if service not in fields:
         raise DecodeError("the answer has no rows for this service", field=service)
     rows = fields[service]
     if rows is None:
         return []
     if not isinstance(rows, list):
-        raise DecodeError(f"expected a list, got {_kind(rows)}", field=service)
+        raise DecodeError(f"expected a list, got {kind_of(rows)}", field=service)
     return [decode_intention(row, f"{service}[{n}]") for n, row in enumerate(rows)]
 
 
 def decode_intention(row: Any, field: str = "") -> Intention:
     """One row of the match API. `field` names it in errors. A missing Precedence is computed."""
-    fields = _object(row, field)
+    fields = object_at(row, field)
     at = f"{field}." if field else ""
     unknown = _unknown_structures(fields, _INTENTION)
-    if _text(fields, "SourceType", at, default="consul") not in {"consul", ""}:
+    if text_at(fields, "SourceType", at, default="consul") not in {"consul", ""}:
         unknown += ("SourceType",)
-    precedence = _integer(fields, "Precedence", at)
+    precedence = integer_at(fields, "Precedence", at)
     if precedence and not 1 <= precedence <= 9:
         raise DecodeError(f"{precedence} is not within 1 to 9", field=f"{at}Precedence")
     return Intention(
-        source_name=_name(fields, "SourceName", at),
-        destination_name=_name(fields, "DestinationName", at),
+        source_name=name_at(fields, "SourceName", at),
+        destination_name=name_at(fields, "DestinationName", at),
         action=_action(fields, at),
         permissions=_permissions(fields, at),
         jwt=_requirement(fields, at),
-        source_namespace=_text(fields, "SourceNS", at, default=DEFAULT) or DEFAULT,
-        source_partition=_text(fields, "SourcePartition", at, default=DEFAULT) or DEFAULT,
-        source_peer=_text(fields, "SourcePeer", at, default=""),
-        source_sameness_group=_text(fields, "SourceSamenessGroup", at, default=""),
-        destination_namespace=_text(fields, "DestinationNS", at, default=DEFAULT) or DEFAULT,
-        destination_partition=_text(fields, "DestinationPartition", at, default=DEFAULT) or DEFAULT,
+        source_namespace=text_at(fields, "SourceNS", at, default=DEFAULT) or DEFAULT,
+        source_partition=text_at(fields, "SourcePartition", at, default=DEFAULT) or DEFAULT,
+        source_peer=text_at(fields, "SourcePeer", at, default=""),
+        source_sameness_group=text_at(fields, "SourceSamenessGroup", at, default=""),
+        destination_namespace=text_at(fields, "DestinationNS", at, default=DEFAULT) or DEFAULT,
+        destination_partition=text_at(fields, "DestinationPartition", at, default=DEFAULT)
+        or DEFAULT,
         precedence=precedence,
-        description=_text(fields, "Description", at, default=""),
+        description=text_at(fields, "Description", at, default=""),
         unknown=unknown,
     )
 
@@ -117,9 +128,9 @@ def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
 
     Keys are read as the API writes them (``PathExact``) and as HCL users do (``path_exact``).
     """
-    fields = _camel_keys(_object(document, field))
+    fields = _camel_keys(object_at(document, field))
     at = f"{field}." if field else ""
-    kind = _text(fields, "Kind", at)
+    kind = text_at(fields, "Kind", at)
     if kind != "service-intentions":
         raise DecodeError(f"expected 'service-intentions', got {kind!r}", field=f"{at}Kind")
     if "Sources" not in fields:
@@ -127,14 +138,14 @@ def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
     # What is not known of the entry is not known of any of its rows.
     unknown = {key: fields[key] for key in _unknown_structures(fields, _ENTRY)}
     rows = []
-    for n, item in enumerate(_list(fields, "Sources", at)):
+    for n, item in enumerate(list_at(fields, "Sources", at)):
         where = f"{at}Sources[{n}]"
-        source = _object(item, where)
+        source = object_at(item, where)
         row = {
             **unknown,
             **{key: source[key] for key in source if key not in _SOURCE_KEYS},
             **{wanted: source[key] for key, wanted in _SOURCE_KEYS.items() if key in source},
-            "DestinationName": _name(fields, "Name", at),
+            "DestinationName": name_at(fields, "Name", at),
             "DestinationNS": fields.get("Namespace"),
             "DestinationPartition": fields.get("Partition"),
             "JWT": fields.get("JWT"),
@@ -161,46 +172,46 @@ def decode_authorize(document: Any) -> Action | None:
 
     None when an intention matched the probe: then it says nothing about the default.
     """
-    fields = _object(document, "")
+    fields = object_at(document, "")
     allowed = fields.get("Authorized")
     if not isinstance(allowed, bool):
-        raise DecodeError(f"expected true or false, got {_kind(allowed)}", field="Authorized")
-    if _text(fields, "Reason", "", default="").startswith("Matched"):
+        raise DecodeError(f"expected true or false, got {kind_of(allowed)}", field="Authorized")
+    if text_at(fields, "Reason", "", default="").startswith("Matched"):
         return None
     return Action.ALLOW if allowed else Action.DENY
 
 
 def decode_normalization(entry: Any) -> Normalization:
     """The request normalisation of a ``mesh`` config entry; None (no entry) gives the defaults."""
-    fields: Mapping[str, Any] = {} if entry is None else _camel_keys(_object(entry, ""))
+    fields: Mapping[str, Any] = {} if entry is None else _camel_keys(object_at(entry, ""))
     where = ""
     for key in ("HTTP", "Incoming", "RequestNormalization"):
-        fields, where = _object(fields.get(key) or {}, f"{where}{key}"), f"{where}{key}."
+        fields, where = object_at(fields.get(key) or {}, f"{where}{key}"), f"{where}{key}."
     return Normalization(
-        path=not _flag(fields, "InsecureDisablePathNormalization", where),
-        merge_slashes=_flag(fields, "MergeSlashes", where),
-        escaped_slashes=_choice(
+        path=not flag_at(fields, "InsecureDisablePathNormalization", where),
+        merge_slashes=flag_at(fields, "MergeSlashes", where),
+        escaped_slashes=choice_at(
             fields, "PathWithEscapedSlashesAction", where, EscapedSlashes.KEEP_UNCHANGED
         ),
-        underscores=_choice(fields, "HeadersWithUnderscoresAction", where, Underscores.ALLOW),
+        underscores=choice_at(fields, "HeadersWithUnderscoresAction", where, Underscores.ALLOW),
     )
 
 
 def decode_jwt_provider(entry: Any, field: str = "") -> JWTProvider:
     """What deciding needs of a ``jwt-provider`` config entry."""
-    fields = _camel_keys(_object(entry, field))
+    fields = _camel_keys(object_at(entry, field))
     at = f"{field}." if field else ""
-    return JWTProvider(_name(fields, "Name", at), _text(fields, "Issuer", at, default=""))
+    return JWTProvider(name_at(fields, "Name", at), text_at(fields, "Issuer", at, default=""))
 
 
 def decode_peer(document: Any, field: str = "") -> PeerBundle:
     """A peer: ``PeerName``, ``TrustDomain`` and ``ExportedPartition`` (absent: ``default``)."""
-    fields = _object(document, field)
+    fields = object_at(document, field)
     at = f"{field}." if field else ""
     return PeerBundle(
-        _name(fields, "PeerName", at),
-        _trust_domain(_text(fields, "TrustDomain", at), f"{at}TrustDomain"),
-        _text(fields, "ExportedPartition", at, default=DEFAULT) or DEFAULT,
+        name_at(fields, "PeerName", at),
+        _trust_domain(text_at(fields, "TrustDomain", at), f"{at}TrustDomain"),
+        text_at(fields, "ExportedPartition", at, default=DEFAULT) or DEFAULT,
     )
 
 
@@ -208,22 +219,22 @@ def decode_peer(document: Any, field: str = "") -> PeerBundle:
 
 
 def _action(fields: Mapping[str, Any], at: str) -> Action:
-    return Action.ALLOW if _text(fields, "Action", at, default="") == "allow" else Action.DENY
+    return Action.ALLOW if text_at(fields, "Action", at, default="") == "allow" else Action.DENY
 
 
 def _permissions(fields: Mapping[str, Any], at: str) -> tuple[Permission, ...]:
     return tuple(
         _permission(item, f"{at}Permissions[{n}]")
-        for n, item in enumerate(_list(fields, "Permissions", at))
+        for n, item in enumerate(list_at(fields, "Permissions", at))
     )
 
 
 def _permission(item: Any, field: str) -> Permission:
-    fields = _object(item, field)
+    fields = object_at(item, field)
     http = fields.get("HTTP")
     return Permission(
         action=_action(fields, f"{field}."),
-        http=None if http is None else _http(_object(http, f"{field}.HTTP"), f"{field}.HTTP."),
+        http=None if http is None else _http(object_at(http, f"{field}.HTTP"), f"{field}.HTTP."),
         jwt=_requirement(fields, f"{field}."),
         unknown=_unknown_structures(fields, _PERMISSION),
     )
@@ -231,13 +242,13 @@ def _permission(item: Any, field: str) -> Permission:
 
 def _http(fields: Mapping[str, Any], at: str) -> HTTPMatch:
     return HTTPMatch(
-        path_exact=_text(fields, "PathExact", at, default="") or None,
-        path_prefix=_text(fields, "PathPrefix", at, default="") or None,
-        path_regex=_text(fields, "PathRegex", at, default="") or None,
-        methods=_texts(fields, "Methods", at),
+        path_exact=text_at(fields, "PathExact", at, default="") or None,
+        path_prefix=text_at(fields, "PathPrefix", at, default="") or None,
+        path_regex=text_at(fields, "PathRegex", at, default="") or None,
+        methods=texts_at(fields, "Methods", at),
         headers=tuple(
-            _header(_object(item, f"{at}Header[{n}]"), f"{at}Header[{n}].")
-            for n, item in enumerate(_list(fields, "Header", at))
+            _header(object_at(item, f"{at}Header[{n}]"), f"{at}Header[{n}].")
+            for n, item in enumerate(list_at(fields, "Header", at))
         ),
         unknown=_unknown_conditions(fields, _HTTP),
     )
@@ -245,15 +256,15 @@ def _http(fields: Mapping[str, Any], at: str) -> HTTPMatch:
 
 def _header(fields: Mapping[str, Any], at: str) -> HeaderMatch:
     return HeaderMatch(
-        name=_text(fields, "Name", at, default=""),
-        present=_flag(fields, "Present", at),
-        exact=_text(fields, "Exact", at, default="") or None,
-        prefix=_text(fields, "Prefix", at, default="") or None,
-        suffix=_text(fields, "Suffix", at, default="") or None,
-        contains=_text(fields, "Contains", at, default="") or None,
-        regex=_text(fields, "Regex", at, default="") or None,
-        invert=_flag(fields, "Invert", at),
-        ignore_case=_flag(fields, "IgnoreCase", at),
+        name=text_at(fields, "Name", at, default=""),
+        present=flag_at(fields, "Present", at),
+        exact=text_at(fields, "Exact", at, default="") or None,
+        prefix=text_at(fields, "Prefix", at, default="") or None,
+        suffix=text_at(fields, "Suffix", at, default="") or None,
+        contains=text_at(fields, "Contains", at, default="") or None,
+        regex=text_at(fields, "Regex", at, default="") or None,
+        invert=flag_at(fields, "Invert", at),
+        ignore_case=flag_at(fields, "IgnoreCase", at),
         unknown=_unknown_conditions(fields, _HEADER),
     )
 
@@ -261,28 +272,28 @@ def _header(fields: Mapping[str, Any], at: str) -> HeaderMatch:
 def _requirement(fields: Mapping[str, Any], at: str) -> JWTRequirement | None:
     if fields.get("JWT") is None:
         return None
-    block = _object(fields["JWT"], f"{at}JWT")
+    block = object_at(fields["JWT"], f"{at}JWT")
     unknown = list(_unknown_conditions(block, frozenset({"Providers"})))
     providers = []
-    for n, item in enumerate(_list(block, "Providers", f"{at}JWT.")):
+    for n, item in enumerate(list_at(block, "Providers", f"{at}JWT.")):
         where = f"{at}JWT.Providers[{n}]"
-        entry = _object(item, where)
+        entry = object_at(item, where)
         unknown += _unknown_conditions(entry, frozenset({"Name", "VerifyClaims"}))
         claims = tuple(
             _claim(claim, f"{where}.VerifyClaims[{c}]")
-            for c, claim in enumerate(_list(entry, "VerifyClaims", f"{where}."))
+            for c, claim in enumerate(list_at(entry, "VerifyClaims", f"{where}."))
         )
-        providers.append(JWTProviderRequirement(_name(entry, "Name", f"{where}."), claims))
+        providers.append(JWTProviderRequirement(name_at(entry, "Name", f"{where}."), claims))
     return JWTRequirement(tuple(providers), tuple(unknown))
 
 
 def _claim(item: Any, field: str) -> ClaimMatch:
-    fields = _object(item, field)
+    fields = object_at(item, field)
     unknown = _unknown_conditions(fields, frozenset({"Path", "Value"}))
     if unknown:
         raise DecodeError(f"{', '.join(unknown)} not known", field=field)
-    value = _text(fields, "Value", f"{field}.", default="")
-    return ClaimMatch(_texts(fields, "Path", f"{field}."), value)
+    value = text_at(fields, "Value", f"{field}.", default="")
+    return ClaimMatch(texts_at(fields, "Path", f"{field}."), value)
 
 
 def _with_upper_methods(row: Intention) -> Intention:
@@ -301,92 +312,7 @@ def _with_upper_methods(row: Intention) -> Intention:
     return replace(row, permissions=permissions)
 
 
-# -- fields -----------------------------------------------------------------------------------
-
-
-def _kind(value: Any) -> str:
-    return "null" if value is None else _JSON_KINDS.get(type(value), type(value).__name__)
-
-
-_JSON_KINDS = {
-    dict: "an object",
-    list: "a list",
-    str: "text",
-    bool: "true or false",
-    int: "a number",
-    float: "a number",
-}
-
-
-def _object(value: Any, field: str) -> Mapping[str, Any]:
-    if not isinstance(value, Mapping):
-        raise DecodeError(f"expected an object, got {_kind(value)}", field=field)
-    return value
-
-
-def _list(fields: Mapping[str, Any], key: str, at: str) -> list[Any]:
-    value = fields.get(key)
-    if value is None:
-        return []
-    if not isinstance(value, list):
-        raise DecodeError(f"expected a list, got {_kind(value)}", field=f"{at}{key}")
-    return value
-
-
-def _texts(fields: Mapping[str, Any], key: str, at: str) -> tuple[str, ...]:
-    values = _list(fields, key, at)
-    for n, value in enumerate(values):
-        if not isinstance(value, str):
-            raise DecodeError(f"expected text, got {_kind(value)}", field=f"{at}{key}[{n}]")
-    return tuple(values)
-
-
-def _text(fields: Mapping[str, Any], key: str, at: str, *, default: str | None = None) -> str:
-    value = fields.get(key)
-    if value is None and default is not None:
-        return default
-    if not isinstance(value, str):
-        raise DecodeError(f"expected text, got {_kind(value)}", field=f"{at}{key}")
-    return value
-
-
-def _name(fields: Mapping[str, Any], key: str, at: str) -> str:
-    value = _text(fields, key, at)
-    if not value:
-        raise DecodeError("must not be empty", field=f"{at}{key}")
-    return value
-
-
-def _integer(fields: Mapping[str, Any], key: str, at: str) -> int:
-    value = fields.get(key)
-    if value is None:
-        return 0
-    if not isinstance(value, int) or isinstance(value, bool):
-        raise DecodeError(f"expected a whole number, got {_kind(value)}", field=f"{at}{key}")
-    return value
-
-
-def _flag(fields: Mapping[str, Any], key: str, at: str) -> bool:
-    value = fields.get(key)
-    if value is None:
-        return False
-    if not isinstance(value, bool):
-        raise DecodeError(f"expected true or false, got {_kind(value)}", field=f"{at}{key}")
-    return value
-
-
-_Choice = TypeVar("_Choice", bound=StrEnum)
-
-
-def _choice(fields: Mapping[str, Any], key: str, at: str, default: _Choice) -> _Choice:
-    value = _text(fields, key, at, default="")
-    if value in {"", "IMPLEMENTATION_SPECIFIC_DEFAULT"}:
-        return default
-    try:
-        return type(default)(value)
-    except ValueError:
-        known = ", ".join(type(default))
-        raise DecodeError(f"{value!r} is not one of {known}", field=f"{at}{key}") from None
+# -- what is not known, and other spellings ---------------------------------------------------
 
 
 def _trust_domain(text: str, field: str) -> TrustDomain:

@@ -21,7 +21,15 @@ from urllib.parse import urlsplit
 import httpx
 
 from mesh_middleware.config import host_of, is_loopback
-from mesh_middleware.consul.decode import _flag, _integer, _kind, _list, _name, _text, _texts
+from mesh_middleware.consul.fields import (
+    flag_at,
+    integer_at,
+    kind_of,
+    list_at,
+    name_at,
+    text_at,
+    texts_at,
+)
 from mesh_middleware.errors import ConfigError, DecodeError
 from mesh_middleware.tls.locations import (
     DEFAULT_LOCATIONS,
@@ -75,7 +83,7 @@ def decode_providers(document: Any, *, allow_http: bool = False) -> Providers:
     An entry that cannot be used is left out, with its reason. `allow_http`: see `decode_provider`.
     """
     if not isinstance(document, list):
-        raise DecodeError(f"expected a list, got {_kind(document)}")
+        raise DecodeError(f"expected a list, got {kind_of(document)}")
     usable: dict[str, TokenProvider] = {}
     problems: dict[str, str] = {}
     hidden: dict[str, HiddenHeaders] = {}
@@ -98,19 +106,19 @@ def decode_provider(entry: Any, field: str = "", *, allow_http: bool = False) ->
     because whoever is in between could put in keys of their own.
     """
     at = f"{field}." if field else ""
-    fields = _object(entry, field, _ENTRY, bookkeeping=True)
-    if (kind := _text(fields, "Kind", at, default=KIND)) != KIND:
+    fields = _known_object(entry, field, _ENTRY, bookkeeping=True)
+    if (kind := text_at(fields, "Kind", at, default=KIND)) != KIND:
         raise DecodeError(f"expected {KIND!r}, got {kind!r}", field=f"{at}Kind")
-    _object(fields.get("CacheConfig"), f"{at}CacheConfig", ["Size"])
-    skew = _integer(fields, "ClockSkewSeconds", at)
+    _known_object(fields.get("CacheConfig"), f"{at}CacheConfig", ["Size"])
+    skew = integer_at(fields, "ClockSkewSeconds", at)
     if not 0 <= skew <= _MAX_SECONDS:
         raise DecodeError(f"{skew} is no number of seconds", field=f"{at}ClockSkewSeconds")
     return TokenProvider(
-        name=_name(fields, "Name", at),
-        issuer=_text(fields, "Issuer", at, default=""),
+        name=name_at(fields, "Name", at),
+        issuer=text_at(fields, "Issuer", at, default=""),
         keys=_keys(fields.get("JSONWebKeySet"), f"{at}JSONWebKeySet", allow_http),
-        audiences=frozenset(_texts(fields, "Audiences", at)),
-        locations=_locations(_list(fields, "Locations", at), f"{at}Locations"),
+        audiences=frozenset(texts_at(fields, "Audiences", at)),
+        locations=_locations(list_at(fields, "Locations", at), f"{at}Locations"),
         forwarding=_forwarding(fields.get("Forwarding"), f"{at}Forwarding"),
         clock_skew_seconds=float(skew) or CLOCK_SKEW_SECONDS,
     )
@@ -161,9 +169,9 @@ def _readable(read: Callable[[Any, str], T], value: Any, at: str) -> T | None:
 def _entry_name(entry: Any, field: str) -> str:
     """The name of an entry whose other fields may be anything."""
     if not isinstance(entry, Mapping):
-        raise DecodeError(f"expected an object, got {_kind(entry)}", field=field)
+        raise DecodeError(f"expected an object, got {kind_of(entry)}", field=field)
     names = [value for key, value in entry.items() if _fold(key) == "name"]
-    return _name({"Name": names[0] if names else None}, "Name", f"{field}.")
+    return name_at({"Name": names[0] if names else None}, "Name", f"{field}.")
 
 
 # -- where tokens are ---------------------------------------------------------------------------
@@ -178,30 +186,30 @@ def _location(item: Any, field: str) -> Location:
     kind, value = _one_of(item, field, ["Header", "QueryParam", "Cookie"])
     where = f"{field}.{kind}"
     if kind == "Header":
-        header = _object(value, where, ["Name", "ValuePrefix", "Forward"])
+        header = _known_object(value, where, ["Name", "ValuePrefix", "Forward"])
         return _header(header, f"{where}.")
-    name = _name(_object(value, where, ["Name"]), "Name", f"{where}.")
+    name = name_at(_known_object(value, where, ["Name"]), "Name", f"{where}.")
     return QueryLocation(name) if kind == "QueryParam" else CookieLocation(name)
 
 
 def _header(fields: Mapping[str, Any], at: str) -> HeaderLocation:
     try:
         return HeaderLocation(
-            _name(fields, "Name", at),
-            _text(fields, "ValuePrefix", at, default=""),
-            _flag(fields, "Forward", at),
+            name_at(fields, "Name", at),
+            text_at(fields, "ValuePrefix", at, default=""),
+            flag_at(fields, "Forward", at),
         )
     except ConfigError as error:
         raise DecodeError(str(error), field=f"{at}Name") from error
 
 
 def _forwarding(value: Any, field: str) -> Forwarding | None:
-    fields = _object(value, field, ["HeaderName", "PadForwardPayloadHeader"])
+    fields = _known_object(value, field, ["HeaderName", "PadForwardPayloadHeader"])
     if not fields:
         return None
-    name = _name(fields, "HeaderName", f"{field}.")
+    name = name_at(fields, "HeaderName", f"{field}.")
     try:
-        return Forwarding(name, _flag(fields, "PadForwardPayloadHeader", f"{field}."))
+        return Forwarding(name, flag_at(fields, "PadForwardPayloadHeader", f"{field}."))
     except ConfigError as error:
         raise DecodeError(str(error), field=f"{field}.HeaderName") from error
 
@@ -212,28 +220,30 @@ def _forwarding(value: Any, field: str) -> Forwarding | None:
 def _keys(value: Any, field: str, allow_http: bool) -> LocalJWKS | RemoteJWKS:
     kind, found = _one_of(value, field, ["Local", "Remote"])
     if kind == "Remote":
-        return _remote(_object(found, f"{field}.Remote", _REMOTE), f"{field}.Remote.", allow_http)
+        return _remote(
+            _known_object(found, f"{field}.Remote", _REMOTE), f"{field}.Remote.", allow_http
+        )
     kind, text = _one_of(found, f"{field}.Local", ["JWKS", "Filename"])
     where = f"{field}.Local.{kind}"
     if not isinstance(text, str):
-        raise DecodeError(f"expected text, got {_kind(text)}", field=where)
+        raise DecodeError(f"expected text, got {kind_of(text)}", field=where)
     return LocalJWKS(document=_base64(text, where)) if kind == "JWKS" else LocalJWKS(filename=text)
 
 
 def _remote(fields: Mapping[str, Any], at: str, allow_http: bool) -> RemoteJWKS:
-    milliseconds = _integer(fields, "RequestTimeoutMs", at)
+    milliseconds = integer_at(fields, "RequestTimeoutMs", at)
     if not 0 <= milliseconds <= _MAX_SECONDS * 1000:
         raise DecodeError(f"{milliseconds} is no duration", field=f"{at}RequestTimeoutMs")
-    _flag(fields, "FetchAsynchronously", at)
-    cluster = _object(
+    flag_at(fields, "FetchAsynchronously", at)
+    cluster = _known_object(
         fields.get("JWKSCluster"),
         f"{at}JWKSCluster",
         ["DiscoveryType", "TLSCertificates", "ConnectTimeout"],
     )
-    _text(cluster, "DiscoveryType", f"{at}JWKSCluster.", default="")
+    text_at(cluster, "DiscoveryType", f"{at}JWKSCluster.", default="")
     _seconds(cluster, "ConnectTimeout", f"{at}JWKSCluster.", 0.0)
     return RemoteJWKS(
-        uri=_uri(_name(fields, "URI", at), f"{at}URI", allow_http),
+        uri=_uri(name_at(fields, "URI", at), f"{at}URI", allow_http),
         timeout_seconds=milliseconds / 1000 or FETCH_SECONDS,
         cache_seconds=_seconds(fields, "CacheDuration", at, CACHE_SECONDS),
         retry=_retry(fields.get("RetryPolicy"), f"{at}RetryPolicy"),
@@ -260,10 +270,12 @@ def _uri(uri: str, field: str, allow_http: bool) -> str:
 
 
 def _retry(value: Any, field: str) -> RetryPolicy:
-    fields = _object(value, field, ["NumRetries", "RetryPolicyBackOff"])
+    fields = _known_object(value, field, ["NumRetries", "RetryPolicyBackOff"])
     where = f"{field}.RetryPolicyBackOff"
-    backoff = _object(fields.get("RetryPolicyBackOff"), where, ["BaseInterval", "MaxInterval"])
-    retries = _integer(fields, "NumRetries", f"{field}.")
+    backoff = _known_object(
+        fields.get("RetryPolicyBackOff"), where, ["BaseInterval", "MaxInterval"]
+    )
+    retries = integer_at(fields, "NumRetries", f"{field}.")
     if not 0 <= retries <= 1000:
         raise DecodeError(f"{retries} is not within 0 to 1000", field=f"{field}.NumRetries")
     base = _seconds(backoff, "BaseInterval", f"{where}.", RetryPolicy().base_seconds)
@@ -272,7 +284,7 @@ def _retry(value: Any, field: str) -> RetryPolicy:
 
 
 def _ca(value: Any, field: str) -> TrustedCA:
-    if not _object(value, field, ["CaCertificateProviderInstance", "TrustedCA"]):
+    if not _known_object(value, field, ["CaCertificateProviderInstance", "TrustedCA"]):
         return TrustedCA()
     kind, found = _one_of(value, field, ["CaCertificateProviderInstance", "TrustedCA"])
     if kind != "TrustedCA":
@@ -282,7 +294,7 @@ def _ca(value: Any, field: str) -> TrustedCA:
         found, field, ["Filename", "EnvironmentVariable", "InlineString", "InlineBytes"]
     )
     if not isinstance(text, str):
-        raise DecodeError(f"expected text, got {_kind(text)}", field=f"{field}.{kind}")
+        raise DecodeError(f"expected text, got {kind_of(text)}", field=f"{field}.{kind}")
     if kind == "Filename":
         return TrustedCA(filename=text)
     if kind == "EnvironmentVariable":
@@ -301,14 +313,14 @@ def _fold(key: Any) -> str:
     return str(key).replace("_", "").lower()
 
 
-def _object(
+def _known_object(
     value: Any, field: str, known: Iterable[str], *, bookkeeping: bool = False
 ) -> dict[str, Any]:
     """The fields of an object that are set, under their `known` names; null has none."""
     if value is None:
         return {}
     if not isinstance(value, Mapping):
-        raise DecodeError(f"expected an object, got {_kind(value)}", field=field)
+        raise DecodeError(f"expected an object, got {kind_of(value)}", field=field)
     names = {_fold(name): name for name in known}
     found: dict[str, Any] = {}
     for key, item in value.items():
@@ -326,7 +338,7 @@ def _object(
 
 def _one_of(value: Any, field: str, known: list[str]) -> tuple[str, Any]:
     """Name and value of the only field that is set; DecodeError for none and for several."""
-    fields = _object(value, field, known)
+    fields = _known_object(value, field, known)
     if len(fields) != 1:
         raise DecodeError(f"needs exactly one of {', '.join(known)}", field=field)
     return fields.popitem()
@@ -349,7 +361,7 @@ def _seconds(fields: Mapping[str, Any], key: str, at: str, default: float) -> fl
     elif isinstance(value, int) and not isinstance(value, bool):
         seconds = value / 1e9 if abs(value) < 2**63 else -1.0
     else:
-        raise DecodeError(f"expected a duration, got {_kind(value)}", field=f"{at}{key}")
+        raise DecodeError(f"expected a duration, got {kind_of(value)}", field=f"{at}{key}")
     if not 0 <= seconds <= _MAX_SECONDS:
         raise DecodeError("is not within 0 and a year", field=f"{at}{key}")
     return seconds or default

@@ -13,7 +13,7 @@ from typing import Any, Final, cast
 
 from mesh_middleware._types import Environ
 from mesh_middleware.tls.contexts import VerifiedPeer, verified_peer
-from mesh_middleware.tls.handshake import MeshSSLSocket, _chain
+from mesh_middleware.tls.handshake import MeshSSLSocket, certificate_chain
 
 SOCKETS: Final = ("gunicorn.socket", "werkzeug.socket")
 """Keys of an environ under which servers put the connection."""
@@ -49,5 +49,5 @@ def _foreign(connection: ssl.SSLSocket) -> dict[str, Any] | None:
         return None
     if not leaf:
         return None
-    sent = _chain(cast("MeshSSLSocket", connection), "get_unverified_chain")
+    sent = certificate_chain(cast("MeshSSLSocket", connection), "get_unverified_chain")
     return {"client_cert_chain": (leaf, *sent[1:])}

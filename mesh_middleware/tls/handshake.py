@@ -99,12 +99,12 @@ class Judge:
         return VerifiedPeer(peer, self._root(connection, der, now), self.generation)
 
     def _root(self, connection: Connection, der: bytes, now: float) -> bytes | None:
-        verified = _chain(connection, "get_verified_chain")
+        verified = certificate_chain(connection, "get_verified_chain")
         if verified:
             return hashlib.sha256(verified[-1]).digest()
         if not connection.session_reused:
             return None
-        root = self.bundle.verify(der, _chain(connection, "get_unverified_chain"), now)
+        root = self.bundle.verify(der, certificate_chain(connection, "get_unverified_chain"), now)
         if root is None:
             raise PeerIdentityError(
                 "the chain of a resumed session leads to no root of ours",
@@ -235,7 +235,7 @@ def _openssl_reason(error: ssl.SSLError) -> Reason | None:
     return None
 
 
-def _chain(connection: Connection, name: str) -> list[bytes]:
+def certificate_chain(connection: Connection, name: str) -> list[bytes]:
     """A certificate chain of `connection` as DER, leaf first; empty when there is none.
 
     The methods are public from Python 3.13; 3.11 and 3.12 have them on a private object.
