@@ -156,30 +156,16 @@ def rules_of(intentions: Rules) -> list[Intention]:
     """The rows that `intentions` stands for; see `static_mesh`."""
     # Imported here: rules that are values already need neither YAML nor Consul's JSON.
     from mesh_middleware._documents import load_documents  # noqa: PLC0415
-    from mesh_middleware.consul.decode import (  # noqa: PLC0415
-        decode_config_entry,
-        decode_intention,
-    )
+    from mesh_middleware.consul.decode import decode_rules  # noqa: PLC0415
 
-    items: Iterable[Any]
     if isinstance(intentions, str | PurePath):
         file = Path(intentions)
-        documents = load_documents(file.read_bytes(), file.name)
-        items = [row for each in documents for row in (each if isinstance(each, list) else [each])]
-    elif isinstance(intentions, Mapping):
-        items = [intentions]
-    else:
-        items = intentions
+        return decode_rules(load_documents(file.read_bytes(), file.name))
+    if isinstance(intentions, Mapping):
+        return decode_rules([intentions])
     rows: list[Intention] = []
-    for item in items:
-        if isinstance(item, Intention):
-            rows.append(item)
-        elif isinstance(item, Mapping) and "intentions" in item:
-            rows += rules_of(item["intentions"])
-        elif isinstance(item, Mapping) and {"Kind", "kind"} & item.keys():
-            rows += decode_config_entry(item)
-        else:
-            rows.append(decode_intention(item))
+    for item in intentions:
+        rows += [item] if isinstance(item, Intention) else decode_rules([item])
     return rows
 
 

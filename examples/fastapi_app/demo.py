@@ -27,6 +27,7 @@ from mesh_middleware.devagent import DevAgent
 from mesh_middleware.upstream.oneshot import Call, Reply, call_once
 
 HERE = Path(__file__).parent
+MILK = '{"item": "milk"}'
 DEADLINE_SECONDS = 15.0
 
 _pause = threading.Event().wait
@@ -52,13 +53,21 @@ class Demo:
         return asyncio.run(call_once(config_for(caller, self.agent), request))
 
     def show(
-        self, caller: str, method: str, path: str, wanted: int, body: str | None = None
+        self,
+        caller: str,
+        method: str,
+        path: str,
+        wanted: int,
+        *,
+        body: str | None = None,
+        why: str = "",
     ) -> None:
-        """Call, and print what came of it beside what should."""
+        """Call, and print what came of it beside what should; `why` is for who watches."""
         reply = self.call(caller, method, path, body)
         reason = dict(reply.headers).get("x-mesh-refused")
         said = f"refused: {reason}" if reason else f"answered: {reply.body.decode()[:60]}"
-        self.say(reply.status == wanted, f"{caller:8} {method:6} {path:12} {reply.status} {said}")
+        line = f"{caller:8} {method:6} {path:10} {reply.status} {said}"
+        self.say(reply.status == wanted, f"{line} ({why})" if why else line)
 
     def say(self, happened: bool, text: str) -> None:
         """Print one line with a tick, or with a cross that makes the demo fail."""
@@ -79,14 +88,16 @@ class Demo:
 
     def tell(self) -> None:
         """All of it."""
-        step("Two services call over mTLS; intentions.yaml says who may do what")
+        step(
+            "Services call examples/fastapi_app/app.py over mTLS; intentions.yaml says who may do what"
+        )
         self.show("shop", "GET", "/orders", 200)
-        self.show("shop", "POST", "/orders", 201, '{"item": "milk"}')
-        self.show("shop", "DELETE", "/orders/1", 403)
+        self.show("shop", "POST", "/orders", 201, body=MILK)
+        self.show("shop", "DELETE", "/orders/1", 403, why="a permission denies DELETE")
         self.show("reports", "GET", "/orders", 200)
-        self.show("reports", "POST", "/orders", 403, '{"item": "milk"}')
-        self.show("reports", "GET", "//orders", 403)
-        self.show("stranger", "GET", "/orders", 403)
+        self.show("reports", "POST", "/orders", 403, body=MILK, why="reports may only read")
+        self.show("reports", "GET", "//orders", 403, why="some routers read it as /orders")
+        self.show("stranger", "GET", "/orders", 403, why="nobody said that it may")
 
         step("The intention of reports changes to deny, while everything runs")
         self.agent.put_intentions(with_reports_denied())

@@ -63,9 +63,6 @@ REQUEST_KEYS = (
     "description",
 )
 
-_ENTRY_KEYS = {"Kind", "kind", "Sources", "sources"}
-"""What a config entry has and a row of the match API has not."""
-
 
 def read_files(
     names: Sequence[str],
@@ -114,7 +111,7 @@ def read_document(
     `folder`: where a file that ``intentions`` names is looked for.
     """
     at = Place(file).within(f"document {number}")
-    if isinstance(value, Mapping) and value.keys() & _ENTRY_KEYS:
+    if isinstance(value, Mapping) and value.keys() & decode.ENTRY_KEYS:
         raise at.error(
             "is a file of intentions, not of requests; name it in a document, such as "
             "`{default: deny, intentions: intentions.yaml, requests: [...]}`"
@@ -203,23 +200,21 @@ def _intentions(at: Place, fields: Mapping[str, Any], folder: Path) -> list[Inte
     if "intentions" not in fields:
         raise at.error("is missing; write a list of intentions, maybe empty", "intentions")
     if isinstance(fields["intentions"], str):
-        fields = {**fields, "intentions": _rules_in(at, folder / fields["intentions"])}
+        return _rules_in(at, folder / fields["intentions"])
     intentions: list[Intention] = []
     for key, entry in at.items(fields, "intentions"):
-        if at.mapping(entry, key).keys() & _ENTRY_KEYS:
-            intentions += at.decoded(key, decode.decode_config_entry, entry)
-        else:
-            intentions.append(at.decoded(key, decode.decode_intention, entry))
+        intentions += at.decoded(key, decode.decode_rule, entry)
     return intentions
 
 
-def _rules_in(at: Place, file: Path) -> list[Any]:
-    """Rows and config entries in a file of their own: one or several documents, or lists."""
+def _rules_in(at: Place, file: Path) -> list[Intention]:
+    """The rows of a file of their own."""
     try:
-        documents = load_documents(file.read_bytes(), file.name)
+        return decode.decode_rules(load_documents(file.read_bytes(), file.name))
     except OSError as error:
         raise at.error(f"cannot read {file}: {error.strerror}", "intentions") from None
-    return [row for each in documents for row in (each if isinstance(each, list) else [each])]
+    except DecodeError as error:
+        raise at.error(f"{file}: {error}", "intentions") from None
 
 
 def _normalization(at: Place, fields: Mapping[str, Any]) -> Normalization:

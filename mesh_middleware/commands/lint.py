@@ -13,7 +13,7 @@ import click
 from mesh_middleware._documents import load_documents
 from mesh_middleware._text import one_line
 from mesh_middleware.commands.check import BadInput
-from mesh_middleware.consul.decode import decode_config_entry, decode_intention
+from mesh_middleware.consul.decode import decode_rules
 from mesh_middleware.errors import DecodeError
 from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.policy.lint import Severity, lint
@@ -58,7 +58,7 @@ def _sets(name: str, given: str | None) -> Iterator[tuple[Action, list[Intention
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         for document in load_documents(data, name):
-            rows = [row for item in _items(document) for row in _decode(item)]
+            rows = decode_rules([document])
             _check_actions(document, "")
             yield _default(document) if given is None else Action(given), rows
     except DecodeError as error:
@@ -85,18 +85,6 @@ def _default(document: Any) -> Action:
         return Action(default)
     except ValueError:
         raise DecodeError(f"{default!r} is not allow or deny", field="default") from None
-
-
-def _items(document: Any) -> list[Any]:
-    if isinstance(document, dict) and "intentions" in document:
-        return _items(document["intentions"] or [])
-    return document if isinstance(document, list) else [document]
-
-
-def _decode(item: Any) -> list[Intention]:
-    if isinstance(item, dict) and {"Kind", "kind", "Sources", "sources"} & item.keys():
-        return decode_config_entry(item)
-    return [decode_intention(item)]
 
 
 def _by_destination(rows: Sequence[Intention]) -> Iterator[list[Intention]]:

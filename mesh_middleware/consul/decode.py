@@ -156,6 +156,30 @@ def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
     return rows
 
 
+def decode_rule(item: Any, field: str = "") -> list[Intention]:
+    """The rows of one thing that people write: a config entry, or a row of the match API."""
+    if isinstance(item, Mapping) and not item.keys().isdisjoint(ENTRY_KEYS):
+        return decode_config_entry(item, field)
+    return [decode_intention(item, field)]
+
+
+def decode_rules(documents: list[Any]) -> list[Intention]:
+    """The rows of a file that people write, given its documents.
+
+    A document is a rule, a list of rules, or ``{"intentions": ...}`` of either; null is none.
+    """
+    rows: list[Intention] = []
+    for document in documents:
+        wrapped = isinstance(document, Mapping) and "intentions" in document
+        rules = document["intentions"] if wrapped else document
+        for item in rules if isinstance(rules, list) else [] if rules is None else [rules]:
+            rows += decode_rule(item)
+    return rows
+
+
+ENTRY_KEYS = frozenset({"Kind", "kind", "Sources", "sources"})
+"""What a config entry has and a row of the match API has not."""
+
 _SOURCE_KEYS = {
     "Name": "SourceName",
     "Namespace": "SourceNS",
