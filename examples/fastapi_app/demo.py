@@ -89,7 +89,7 @@ class Demo:
     def tell(self) -> None:
         """All of it."""
         step(
-            "Services call examples/fastapi_app/app.py over mTLS; intentions.yaml says who may do what"
+            "Services call app.py over mTLS; examples/fastapi_app/intentions.yaml says who may do what"
         )
         self.show("shop", "GET", "/orders", 200)
         self.show("shop", "POST", "/orders", 201, body=MILK)
