@@ -88,9 +88,7 @@ class Demo:
 
     def tell(self) -> None:
         """All of it."""
-        step(
-            "Services call app.py over mTLS; examples/fastapi_app/intentions.yaml says who may do what"
-        )
+        step("Services call app.py over mTLS; intentions.yaml beside it says who may do what")
         self.show("shop", "GET", "/orders", 200)
         self.show("shop", "POST", "/orders", 201, body=MILK)
         self.show("shop", "DELETE", "/orders/1", 403, why="a permission denies DELETE")
