@@ -52,7 +52,8 @@ def call(
 
     \b
       mesh-middleware call --as api https://127.0.0.1:8443/hello --expect web
-      mesh-middleware call --as api https://web.service.consul/hello
+      mesh-middleware call --as api https://web/hello
+      mesh-middleware call --as api https://web.service.dc2.consul/hello
 
     Exit codes: 0 for any HTTP answer (1 with --fail and a status of 400 or more); 1 no answer, or
     another server; 2 wrong option; 4 agent unreachable; 5 refused by its ACLs.
@@ -81,7 +82,7 @@ def call(
         code = _code(error)
         click.echo(f"Error: {error}{_ADVICE.get(code, '').format(config.address)}", err=True)
         raise SystemExit(code) from error
-    _print(reply, include=include, name_server=expect is None and request.consul_name is None)
+    _print(reply, include=include, name_server=expect is None and request.upstream is None)
     raise SystemExit(ExitCode.RUNTIME if fail and reply.status >= 400 else ExitCode.OK)
 
 

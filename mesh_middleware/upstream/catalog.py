@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from mesh_middleware.consul.client import Answer, ConsulClient
@@ -238,10 +238,15 @@ def _endpoints(name: UpstreamName, answers: Sequence[_Answer | None]) -> Endpoin
     A datacenter that does not answer keeps nobody from the others.
     """
     known = [answer for answer in answers if answer is not None]
-    tiers = [tuple(_endpoint(row) for row in each.rows if _usable(row, name)) for each in known]
+    tiers = [usable_endpoints(each.rows, name) for each in known]
     if not known or (len(known) < len(answers) and not any(tiers)):
         return None
     return Endpoints(tuple(tiers), _described(known))
+
+
+def usable_endpoints(rows: Iterable[Instance], name: UpstreamName) -> tuple[Endpoint, ...]:
+    """Those of `rows` that can be called as `name`, in the order given."""
+    return tuple(_endpoint(row) for row in rows if _usable(row, name))
 
 
 def _usable(row: Instance, name: UpstreamName) -> bool:

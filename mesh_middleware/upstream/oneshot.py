@@ -7,12 +7,10 @@ out exactly as written: rules about paths are tried with odd paths.
 
 from __future__ import annotations
 
-import re
 import ssl
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
@@ -20,14 +18,17 @@ import httpx
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.client import ConsulClient
 from mesh_middleware.consul.decode import decode_leaf, decode_roots
+from mesh_middleware.consul.decode_health import decode_health
 from mesh_middleware.errors import ConfigError, MeshError
 from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID
 from mesh_middleware.tls.certificates import X509SVID, TrustBundle
 from mesh_middleware.tls.contexts import MeshContext, TLSContexts, verified_peer
 from mesh_middleware.tls.handshake import Judge, JudgingContext
 from mesh_middleware.tls.keys import load_svid
-
-_CONSUL_NAME = re.compile(r"([a-z0-9_-]+)\.(?:service|connect|virtual|ingress)(?:\..*)?\.consul")
+from mesh_middleware.upstream.catalog import usable_endpoints
+from mesh_middleware.upstream.endpoints import Endpoint
+from mesh_middleware.upstream.names import UpstreamName
+from mesh_middleware.upstream.resolver import refuse_peer
 
 
 class CallError(MeshError):
@@ -39,7 +40,8 @@ class Call:
     """One request. `headers` as written; `connect_to`: host and port in the place of the URL's.
 
     `expect`: the service that must answer, by name (of our namespace and datacenter) or SPIFFE ID;
-    None takes it from a Consul DNS name in the URL, else any service of our trust domain will do.
+    None takes it from the service that the URL's host names, else any service of our trust domain
+    will do.
     """
 
     url: str
@@ -76,10 +78,19 @@ class Call:
         return (target if target.startswith("/") else "/" + target).encode("utf-8")
 
     @property
-    def consul_name(self) -> str | None:
-        """The service that a Consul DNS name in the URL means."""
-        found = _CONSUL_NAME.fullmatch((urlsplit(self.url).hostname or "").lower())
-        return found[1] if found else None
+    def upstream(self) -> UpstreamName | None:
+        """The service that the URL's host names, in any form that `UpstreamName` knows.
+
+        A single word does so only without a port: with one it is a host of the network.
+        """
+        parts = urlsplit(self.url)
+        host = parts.hostname or ""
+        if host == "localhost" or ("." not in host and parts.port is not None):
+            return None
+        try:
+            return UpstreamName.from_host(host)
+        except ConfigError:
+            return None
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,10 +115,12 @@ async def call_once(config: MeshConfig, call: Call) -> Reply:
     try:
         bundle = decode_roots((await client.roots()).json)
         svid = decode_leaf((await client.leaf(config.service)).json)
-        wanted = call.expect or call.consul_name
-        expected = None if wanted is None else expected_identity(wanted, svid.identity)
-        if call.connect_to is None and call.consul_name is not None:
-            call = replace(call, connect_to=await _instance(client, call.consul_name))
+        expected, name = _expected(call, svid.identity), call.upstream
+        if name is not None and call.connect_to is None:
+            endpoint = await _endpoint(client, name)
+            call = replace(call, connect_to=(endpoint.host, endpoint.port))
+            if call.expect is None:
+                expected = endpoint.identity(bundle.trust_domain)
     finally:
         await client.aclose()
     return _send(call, client_context(svid, bundle, expected))
@@ -136,17 +149,34 @@ def client_context(
     return context
 
 
-async def _instance(client: ConsulClient, service: str) -> tuple[str, int]:
-    """Where the catalogue says a healthy instance of `service` is."""
-    rows: list[dict[str, Any]] = (await client.health_connect(service)).json or []
-    for row in rows:
-        port = row["Service"].get("Port")
-        if port:
-            return row["Service"].get("Address") or row["Node"]["Address"], port
-    raise CallError(
-        f"the agent knows no healthy instance of {service!r}; "
-        "is it registered and passing? --connect-to HOST:PORT goes without the catalogue"
+def _expected(call: Call, ours: ServiceIdentity) -> ServiceIdentity | None:
+    """Who must answer, as far as `call` says it; what it leaves open is as in `ours`."""
+    name = call.upstream
+    if call.expect is not None or name is None:
+        return None if call.expect is None else expected_identity(call.expect, ours)
+    return replace(
+        ours,
+        service=name.service,
+        namespace=name.namespace or ours.namespace,
+        partition=name.partition or ours.partition,
+        datacenter=name.datacenter or ours.datacenter,
     )
+
+
+async def _endpoint(client: ConsulClient, name: UpstreamName) -> Endpoint:
+    """A healthy instance of `name` in the catalogue."""
+    refuse_peer(name)
+    where = {"dc": name.datacenter, "ns": name.namespace, "partition": name.partition}
+    answer = await client.health_connect(
+        name.service, where={key: value for key, value in where.items() if value}
+    )
+    found = usable_endpoints(decode_health(answer.json), name)
+    if not found:
+        raise CallError(
+            f"the agent knows no healthy instance of {name}; "
+            "is it registered and passing? --connect-to HOST:PORT goes without the catalogue"
+        )
+    return found[0]
 
 
 def _send(call: Call, context: ssl.SSLContext) -> Reply:

@@ -35,13 +35,28 @@ def test_call_prints_the_body_and_names_who_answered(served: tuple[DevAgent, Lau
     assert re.fullmatch(r"answered by spiffe://[0-9a-f-]+\.consul/\S+/svc/api\n", done.stderr)
 
 
-def test_call_finds_an_instance_by_its_consul_name(served: tuple[DevAgent, Launched]) -> None:
+@pytest.mark.parametrize("host", ["api.service.consul", "api.connect.dc1.consul", "api"])
+def test_call_finds_an_instance_by_its_consul_name(
+    served: tuple[DevAgent, Launched], host: str
+) -> None:
     agent, _ = served
-    done = command(agent.address, "call", "--as", "web", "-i", "https://api.service.consul/whoami")
+    done = command(agent.address, "call", "--as", "web", "-i", f"https://{host}/whoami")
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("HTTP/1.1 200 OK\n")
     assert "\ncontent-type: application/json\n" in done.stdout
     assert done.stderr == ""
+
+
+def test_call_to_an_address_needs_no_catalogue_but_proves_the_name(
+    served: tuple[DevAgent, Launched],
+) -> None:
+    agent, launched = served
+    here = ("call", "--as", "web", "--connect-to", f"127.0.0.1:{launched.port}")
+    done = command(agent.address, *here, "https://api.service.consul/whoami")
+    assert done.returncode == 0, done.stderr
+    other = command(agent.address, *here, "https://unregistered.service.consul/whoami")
+    assert other.returncode == 1
+    assert "expected was spiffe://" in other.stderr
 
 
 def test_call_shows_a_refusal_as_it_comes(served: tuple[DevAgent, Launched]) -> None:
@@ -61,6 +76,7 @@ def test_call_shows_a_refusal_as_it_comes(served: tuple[DevAgent, Launched]) -> 
         (("--expect", "db", "https://127.0.0.1:{port}/"), 1, "expected was spiffe://"),
         (("https://127.0.0.1:1/",), 1, "Connection refused"),
         (("https://nobody.service.consul/",), 1, "knows no healthy instance of 'nobody'"),
+        (("https://api.virtual.east.consul/",), 1, "peer 'east'"),
     ],
 )
 def test_call_says_what_is_wrong(
