@@ -115,7 +115,8 @@ def test_a_yaml_scalar_of_json_is_what_json_says(scalar: str, value: Any) -> Non
         (b"a: !!float x", "-", "not YAML"),
         (b"a: *nobody", "-", "not YAML"),
         (b"[" * 100_000, "x.json", "nested too deeply"),
-        (b"[" * 100_000, "x.yaml", "nested too deeply"),
+        # some releases of libyaml have a limit of their own
+        (b"[" * 100_000, "x.yaml", "nested too deeply|maximum nesting depth"),
         (b"a:\n" + b"".join(b" " * n + b"- \n" for n in range(1, 120)), "-", "nested too deeply"),
     ],
 )  # fmt: skip
