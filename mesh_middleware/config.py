@@ -40,7 +40,8 @@ class MeshConfig:
     may grow while the agent does not answer, before everything is refused; off by default.
     `allow_plaintext_agent`: let keys and tokens travel over plain HTTP to an address that is not
     loopback. `allow_plaintext_jwks`: fetch the keys of ``jwt-provider`` entries over plain HTTP
-    from elsewhere too; who is on the way can then sign tokens.
+    from elsewhere too; who is on the way can then sign tokens. `peers_file`: JSON or YAML that
+    names the clusters peered with ours, whose services may call through our mesh gateways.
 
     ConfigError names the setting that is wrong and a right value.
     """
@@ -60,6 +61,7 @@ class MeshConfig:
     trust_domain: str | None = None
     wait_seconds: float = 60.0
     max_staleness_seconds: float = math.inf
+    peers_file: str | None = None
     allow_plaintext_agent: bool = False
     allow_plaintext_jwks: bool = False
 
@@ -277,6 +279,7 @@ VARIABLES: Mapping[str, tuple[str, Callable[[str], Any]]] = {
         "max_staleness_seconds",
         _seconds("MESH_MAX_STALENESS_SECONDS"),
     ),
+    "MESH_PEERS_FILE": ("peers_file", str),
     "MESH_ALLOW_PLAINTEXT_AGENT": (
         "allow_plaintext_agent",
         _flag("MESH_ALLOW_PLAINTEXT_AGENT"),

@@ -50,7 +50,7 @@ class NotReadyError(MeshError):
     """The mesh state is not complete yet.
 
     `missing` names the parts that are still unknown: ``roots``, ``leaf``, ``intentions``,
-    ``default action``, ``jwt providers``.
+    ``default action``, ``mesh entry``, ``jwt providers``.
     """
 
     def __init__(self, message: str, *, missing: tuple[str, ...] = ()) -> None:

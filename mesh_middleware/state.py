@@ -22,7 +22,7 @@ from mesh_middleware.tls.certificates import X509SVID, TrustBundle
 from mesh_middleware.tls.contexts import TLSContexts
 from mesh_middleware.tls.tokens import TokenVerifier
 
-PARTS = ("roots", "leaf", "intentions", "default action", "jwt providers")
+PARTS = ("roots", "leaf", "intentions", "default action", "mesh entry", "jwt providers")
 """What must be known before a state is ready, in the words of messages.
 
 The last only for intentions that ask for tokens: until then there is no policy, because nobody
@@ -30,7 +30,8 @@ knows which headers are not to be believed.
 """
 
 
-_POLICY = frozenset({"intentions", "default action"})
+_POLICY = ("intentions", "default action", "mesh entry")
+"""What a policy is made of, besides the trust domain of the roots."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,7 +43,7 @@ class MeshState:
     may say; None while no rule does. A manager gives no such policy without it. `fault`: set while
     no request may be decided although a policy may be there (an answer could not be decoded, say);
     everything is refused with it. `updated`: unix seconds of the last good answer for each of
-    `PARTS` but the last.
+    `PARTS` but the last; a part whose newest answer could not be decoded is not among them.
     """
 
     service: str
@@ -63,17 +64,18 @@ class MeshState:
             parts.append("roots")
         if self.svid is None or self.contexts is None or not self.svid.valid_at(now):
             parts.append("leaf")
-        if self.fault is not None or (self.policy is None and "intentions" not in self.updated):
-            parts.append("intentions")
-        if self.policy is None and "default action" not in self.updated:
-            parts.append("default action")
-        if self.policy is None and self.bundle is not None and self.updated.keys() >= _POLICY:
-            parts.append("jwt providers")
+        if self.policy is None or self.fault is not None:
+            unknown = [part for part in _POLICY if part not in self.updated]
+            if not unknown and self.fault is not None:
+                unknown = ["intentions"]  # they are known, but too old
+            if not unknown and self.bundle is not None:
+                unknown = ["jwt providers"]
+            parts += unknown
         return tuple(parts)
 
     @property
     def ready(self) -> bool:
-        """True when roots, a leaf valid now, intentions and the default action are known."""
+        """True when all of `PARTS` are known that the policy needs, and the leaf is valid now."""
         return self.policy is not None and not self.missing()
 
 

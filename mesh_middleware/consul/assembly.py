@@ -23,6 +23,8 @@ from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import Policy, compile_policy
 from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.policy.jwt import JWTProvider
+from mesh_middleware.policy.peering import PeerBundle
+from mesh_middleware.policy.request import Normalization
 from mesh_middleware.policy.spiffe import DEFAULT, TrustDomain
 from mesh_middleware.state import MeshState
 from mesh_middleware.tls.certificates import X509SVID, TrustBundle
@@ -39,8 +41,15 @@ class Joined:
     problems: tuple[tuple[str, str], ...] = ()
 
 
-_Inputs = tuple[tuple[Intention, ...], Action, TrustDomain, tuple[JWTProvider, ...]]
-"""What a policy is compiled from."""
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a policy is compiled from."""
+
+    intentions: tuple[Intention, ...]
+    default_action: Action
+    trust_domain: TrustDomain
+    normalization: Normalization
+    jwt_providers: tuple[JWTProvider, ...]
 
 
 class Assembly:
@@ -50,15 +59,17 @@ class Assembly:
     state that follows from all of them.
     """
 
-    def __init__(self, config: MeshConfig) -> None:
+    def __init__(self, config: MeshConfig, peers: tuple[PeerBundle, ...] = ()) -> None:
         self._config = config
+        self._peers = peers
         self._bundle: TrustBundle | None = None
         self._svid: X509SVID | None = None
         self._intentions: tuple[Intention, ...] | None = None
         self._default: Action | None = None
+        self._normalization: Normalization | None = None
         self._tokens: TokenVerifier | None = None
         self._compiled: _Inputs | None = None
-        self._undecodable = False
+        self._undecodable: set[str] = set()
         self._updated: dict[str, float] = {}
         self.problems: dict[str, str] = {}
 
@@ -80,6 +91,7 @@ class Assembly:
     def touch(self, part: str, now: float) -> None:
         """The agent gave a good answer for `part`, whether or not it said something new."""
         self._updated[part] = now
+        self._undecodable.discard(part)
 
     def take_roots(self, bundle: TrustBundle, now: float) -> None:
         """The newest roots. DecodeError when they are not of the pinned trust domain."""
@@ -111,12 +123,17 @@ class Assembly:
         rows = tuple(intentions)
         if rows != self._intentions:
             self._intentions = rows
-        self._undecodable = False
         self.touch("intentions", now)
 
-    def take_undecodable(self) -> None:
-        """The agent's list could not be read: nobody knows what is allowed now."""
-        self._undecodable = True
+    def take_normalization(self, normalization: Normalization, now: float) -> None:
+        """What the newest mesh entry says, or its absence."""
+        self._normalization = normalization
+        self.touch("mesh entry", now)
+
+    def take_undecodable(self, part: str) -> None:
+        """An answer could not be read that says what is allowed: nobody knows that now."""
+        self._undecodable.add(part)
+        self._updated.pop(part, None)
 
     def take_default(self, action: Action, now: float) -> None:
         """The newest default action."""
@@ -151,7 +168,12 @@ class Assembly:
         contexts = state.contexts
         if contexts is None or not _same_tls(state, bundle, svid):
             try:
-                contexts = TLSContexts(svid, bundle, generation=state.generation + 1)
+                contexts = TLSContexts(
+                    svid,
+                    bundle,
+                    generation=state.generation + 1,
+                    gateways=bool(self._peers),
+                )
                 if state.contexts is not None:
                     contexts.prepare_like(state.contexts)
             except DecodeError as error:
@@ -178,31 +200,29 @@ class Assembly:
     # -- policy -------------------------------------------------------------------------------
 
     def _with_policy(self, state: MeshState, now: float) -> MeshState:
-        fault = self._fault(now)
-        policy = state.policy
-        intentions, default, bundle = self._intentions, self._default, state.bundle
-        if intentions is not None and default is not None and bundle is not None:
-            issuers = () if self._tokens is None else self._tokens.issuers
-            inputs = (intentions, default, bundle.trust_domain, issuers)
-            if policy is None or inputs != self._compiled:  # lists are compared row by row
-                policy = self._compile(*inputs, policy)
-                self._compiled = inputs
-        return replace(state, policy=policy, tokens=self._tokens, fault=fault)
+        policy, inputs = state.policy, self._inputs(state)
+        if inputs is not None and (policy is None or inputs != self._compiled):
+            policy = self._compile(inputs, policy)  # lists are compared row by row
+            self._compiled = inputs
+        return replace(state, policy=policy, tokens=self._tokens, fault=self._fault(now))
 
-    def _compile(
-        self,
-        intentions: tuple[Intention, ...],
-        default: Action,
-        trust_domain: TrustDomain,
-        issuers: tuple[JWTProvider, ...],
-        previous: Policy | None,
-    ) -> Policy:
+    def _inputs(self, state: MeshState) -> _Inputs | None:
+        """All that a policy needs; None while a part of it is not known."""
+        intentions, default, normalization = self._intentions, self._default, self._normalization
+        if intentions is None or default is None or normalization is None or state.bundle is None:
+            return None
+        issuers = () if self._tokens is None else self._tokens.issuers
+        return _Inputs(intentions, default, state.bundle.trust_domain, normalization, issuers)
+
+    def _compile(self, inputs: _Inputs, previous: Policy | None) -> Policy:
         policy = compile_policy(
-            intentions,
-            default_action=default,
-            trust_domain=trust_domain,
+            inputs.intentions,
+            default_action=inputs.default_action,
+            trust_domain=inputs.trust_domain,
             service=self._config.service,
-            jwt_providers=issuers,
+            normalization=inputs.normalization,
+            jwt_providers=inputs.jwt_providers,
+            peers=self._peers,
             previous=previous,
         )
         same = previous is not None and policy.fingerprint == previous.fingerprint

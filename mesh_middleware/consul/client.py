@@ -131,9 +131,12 @@ class ConsulClient:
         path = f"/v1/config/{_segment(kind)}/{_segment(name)}"
         return await self._watch(path, dict(self._dc), index, wait)
 
-    async def config_entries(self, kind: str, index: int = 0, wait: float | None = None) -> Answer:
+    async def config_entries(
+        self, kind: str, index: int = 0, wait: float | None = None, cached: bool = False
+    ) -> Answer:
         """Consul: GET /v1/config/:kind, all entries of a kind."""
-        return await self._watch(f"/v1/config/{_segment(kind)}", dict(self._dc), index, wait)
+        query = {**self._dc, **({"cached": ""} if cached else {})}
+        return await self._watch(f"/v1/config/{_segment(kind)}", query, index, wait)
 
     async def health_connect(
         self,

@@ -58,6 +58,7 @@ _RULES: Mapping[str, str] = {
 _STAYS = "the last state stays"
 _KEPT: Mapping[str, str] = {
     "intentions": "everything is refused",
+    "mesh entry": "everything is refused",
     "jwt providers": "rules that need tokens refuse",
 }
 

@@ -15,6 +15,7 @@ from dataclasses import replace
 from typing import Any
 
 from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul import mesh_entry
 from mesh_middleware.consul.assembly import Assembly
 from mesh_middleware.consul.client import Answer, ConsulClient
 from mesh_middleware.consul.decode import (
@@ -27,9 +28,10 @@ from mesh_middleware.consul.failures import Failure, FailureKind, Failures, reje
 from mesh_middleware.consul.journal import Journal
 from mesh_middleware.consul.prober import DefaultProber
 from mesh_middleware.consul.tokens import TokenKeeper
-from mesh_middleware.consul.watcher import Watcher
+from mesh_middleware.consul.watcher import POLL_SECONDS, Watcher
 from mesh_middleware.errors import ConsulError, DecodeError
 from mesh_middleware.policy.intentions import Action, Intention
+from mesh_middleware.policy.peering import PeerBundle
 from mesh_middleware.state import MeshState
 from mesh_middleware.tls.tokens import TokenVerifier
 
@@ -41,14 +43,17 @@ TICK_SECONDS = 1.0
 HOLD_SECONDS = 2.0
 """How long the last policy counts while the providers that a new one names are looked at."""
 
+_DECIDING = frozenset({"intentions", mesh_entry.PART})
+
 _TURN_ROWS = 20  # about half a millisecond of decoding
 _STALE_SHARE = 4  # a watch is heard of at least so often within the staleness bound
 
 
 class Learner:
-    """Watches roots, leaf and intentions of `config.service` through `client`.
+    """Watches roots, leaf, intentions and mesh entry for `config.service` through `client`.
 
     `state`: the newest; starts as the given one. `failures`: shared with whoever shows them.
+    `peers`: clusters whose services may call through a mesh gateway.
     """
 
     def __init__(
@@ -59,6 +64,7 @@ class Learner:
         *,
         state: MeshState,
         failures: Failures,
+        peers: tuple[PeerBundle, ...] = (),
         clock: Callable[[], float] = time.time,
     ) -> None:
         self._config = config
@@ -66,7 +72,7 @@ class Learner:
         self._publish = publish
         self._clock = clock
         self._failures = failures
-        self._assembly = Assembly(config)
+        self._assembly = Assembly(config, peers)
         self._prober = DefaultProber(config, client, self._take_default, failures=failures)
         self._journal = Journal(config)
         self._bodies: dict[str, bytes] = {}
@@ -95,12 +101,14 @@ class Learner:
             fetch: Callable[[int], Awaitable[Answer]],
             take: Callable[[Answer], Awaitable[None]],
             wake: Callable[[int], Awaitable[Answer]] | None = None,
+            poll_seconds: float = POLL_SECONDS,
         ) -> Watcher:
             return Watcher(
                 fetch=fetch,
                 deliver=lambda answer: self._deliver(part, answer, take),
                 failed=lambda error: self._fail(part, error),
                 wake=wake,
+                poll_seconds=poll_seconds,
                 hurry=client.token_watch(),
             )
 
@@ -112,6 +120,12 @@ class Learner:
                 self._match,
                 self._take_intentions,
                 lambda index: client.intentions(index, wait),
+            ),
+            watcher(
+                mesh_entry.PART,
+                mesh_entry.MeshEntry(client, wait).fetch,
+                self._take_mesh_entry,
+                poll_seconds=mesh_entry.ABSENT_SECONDS,
             ),
         ]
 
@@ -150,7 +164,8 @@ class Learner:
             self._bodies.pop(part, None)
             await take(answer)
             self._bodies[part] = digest
-        self._prober.hear(answer)
+        if answer.headers:  # without any it is what we made of a refusal (`MeshEntry.fetch`)
+            self._prober.hear(answer)
         if self._failures.clear(part):
             self._prober.hurry()  # the agent was away: it may be another one now
         self._advance()
@@ -167,6 +182,10 @@ class Learner:
         rows = await decode_in_turns(answer.json, self._config.service)
         self._assembly.take_intentions(rows, self._clock() - _age("intentions", answer))
 
+    async def _take_mesh_entry(self, answer: Answer) -> None:
+        normalization = mesh_entry.decode_mesh_entries(answer.json)
+        self._assembly.take_normalization(normalization, self._clock())
+
     def _take_tokens(self, tokens: TokenVerifier | None) -> None:
         self._assembly.take_tokens(tokens)
         self._advance()
@@ -174,8 +193,8 @@ class Learner:
     def _fail(self, part: str, error: Exception) -> None:
         self._bodies.pop(part, None)
         self._failures.set(part, error)
-        if part == "intentions" and isinstance(error, DecodeError):
-            self._assembly.take_undecodable()
+        if part in _DECIDING and isinstance(error, DecodeError):
+            self._assembly.take_undecodable(part)
         self._advance()
 
     def _take_default(self, action: Action) -> None:

@@ -19,7 +19,9 @@ from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.client import ConsulClient
 from mesh_middleware.consul.failures import Failure, FailureKind, Failures
 from mesh_middleware.consul.learner import Learner
+from mesh_middleware.consul.peers import peers_of
 from mesh_middleware.errors import NotReadyError
+from mesh_middleware.policy.peering import PeerBundle
 from mesh_middleware.policy.spiffe import ServiceIdentity
 from mesh_middleware.state import MeshState, sources
 from mesh_middleware.tls.contexts import MeshContext, TLSContexts
@@ -54,6 +56,7 @@ class MeshManager:
     ) -> None:
         self.config = config
         self._client_factory: ClientFactory = client_factory or ConsulClient
+        self._peers: tuple[PeerBundle, ...] = ()
         self._clock = clock
         self._generation = 0
         self._subscribers: tuple[Subscriber, ...] = ()
@@ -94,6 +97,7 @@ class MeshManager:
         with self._lifecycle:
             if self._thread is not None and self._thread.is_alive():
                 return
+            self._peers = peers_of(self.config)
             client = self._client_factory(self.config)
             sources.add(self.config.service, self)
             self._closing = False
@@ -150,6 +154,7 @@ class MeshManager:
             self._publish,
             state=self._state,
             failures=self._failures,
+            peers=self._peers,
             clock=self._clock,
         )
         try:

@@ -36,13 +36,15 @@ class Watcher:
     `fetch`: asks with an index. `deliver`: takes an answer; its DecodeError counts as a failure.
     `failed`: is told of each failure. `wake`: a query that blocks where `fetch` cannot, because
     its answers carry no index; when it returns, `fetch` is asked again. `hurry`: ends a pause
-    after a failure early (there is a new token).
+    after a failure early (there is a new token). `poll_seconds`: how often to ask an agent that
+    gives no index to block on, where nothing wakes us.
     """
 
     fetch: Fetch
     deliver: Callable[[Answer], Awaitable[None]]
     failed: Callable[[Exception], None]
     wake: Fetch | None = None
+    poll_seconds: float = POLL_SECONDS
     hurry: Callable[[], bool] = _never
     sleep: Sleep = asyncio.sleep
     clock: Callable[[], float] = time.monotonic
@@ -80,7 +82,7 @@ class Watcher:
     async def _until_woken(self) -> None:
         """Wait for a change that only the other query can see; its first answer comes at once."""
         if self.wake is None:
-            await self.sleep(POLL_SECONDS)
+            await self.sleep(self.poll_seconds)
             return
         ask = self._wake_query.next(self.clock())
         await self._pause(ask.delay)
@@ -88,8 +90,8 @@ class Watcher:
             answer = await self.wake(ask.index)
         except (ConsulError, DecodeError) as error:
             self._wake_query.failed(denied=is_denied(error))
-            await self.sleep(POLL_SECONDS)
+            await self.sleep(self.poll_seconds)
             return
         self._wake_query.answered(ask.index, answer.index)
         if self._wake_query.polling:
-            await self.sleep(POLL_SECONDS)
+            await self.sleep(self.poll_seconds)

@@ -356,28 +356,27 @@ class MeshMiddleware:
         if policy is None:
             return None, _NO_POLICY
         peer = ours.get("peer")
-        caller: Caller | Reason
+        source: Caller | Reason
         if isinstance(peer, VerifiedPeer):
-            caller = handshake_caller(peer, state, time.time())
+            source = handshake_caller(peer, state, time.time())
         else:
-            caller = self._chains.caller(extensions.get("tls"), state, time.time())
-        if isinstance(caller, Reason):
-            detail = _NOBODY if caller is Reason.NO_IDENTITY else ""
-            return None, Decision(allowed=False, reason=caller, detail=detail)
+            source = self._chains.caller(extensions.get("tls"), state, time.time())
+        if isinstance(source, Reason):
+            detail = _NOBODY if source is Reason.NO_IDENTITY else ""
+            return None, Decision(allowed=False, reason=source, detail=detail)
         if request.method not in PLAIN_METHODS and not has_sound_method(request):
-            return caller, Decision(allowed=False, reason=Reason.MALFORMED_TARGET)
-        decision = policy.decide(caller, request, claims)
+            return source, Decision(allowed=False, reason=Reason.MALFORMED_TARGET)
+        decision = policy.decide(source, request, claims)
         if decision.allowed and (scope.get("root_path") or self._app_root):
-            return caller, self._decide_routed(
-                scope, request, caller, policy, decision, claims=claims
-            )
-        return caller, decision
+            decision = self._decide_routed(scope, request, source, policy, decision, claims=claims)
+        # The connection may be a gateway's: who calls is then whom it speaks for.
+        return policy.caller_of(source, request) if policy.peered else source, decision
 
     def _decide_routed(
         self,
         scope: Scope,
         request: HTTPRequest,
-        caller: Caller,
+        source: Caller,
         policy: Policy,
         decision: Decision,
         *,
@@ -386,7 +385,7 @@ class MeshMiddleware:
         """`decision`, unless a rule denies the path that is left when a root path is taken off."""
         roots = {server_root(scope), self._app_root}
         for routed in routed_requests(scope, request, roots):
-            other = policy.decide(caller, routed, claims)
+            other = policy.decide(source, routed, claims)
             if not other.allowed and other.reason is not Reason.DEFAULT_DENY:
                 return replace(other, detail="so decided for the path without the root path")
         return decision

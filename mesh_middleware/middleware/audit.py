@@ -29,7 +29,6 @@ from mesh_middleware.policy.spiffe import (
     ServiceIdentity,
     SourceKey,
     SpiffeID,
-    TrustDomain,
 )
 
 AUDIT_HEADER: Final = b"x-mesh-audit"
@@ -78,7 +77,7 @@ class AuditRule:
     _exact: frozenset[bytes] = field(init=False, repr=False, compare=False)
     _prefixes: tuple[bytes, ...] = field(init=False, repr=False, compare=False)
     _names: frozenset[SourceKey] = field(init=False, repr=False, compare=False)
-    _ids: frozenset[tuple[TrustDomain, SourceKey]] = field(init=False, repr=False, compare=False)
+    _ids: frozenset[tuple[object, ...]] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         given: tuple[object, object] = (self.paths, self.sources)
@@ -97,13 +96,13 @@ class AuditRule:
         set_once(self, "_exact", exact)
         set_once(self, "_prefixes", prefixes)
         set_once(self, "_names", frozenset(("", DEFAULT, DEFAULT, name) for name in names))
-        set_once(self, "_ids", frozenset((each.trust_domain, each.key) for each in ids))
+        set_once(self, "_ids", frozenset(_by_id(each) for each in ids))
 
     def covers(self, caller: ServiceIdentity | SpiffeID, paths: tuple[bytes, ...]) -> bool:
         """Whether a request of `caller` is in audit; `paths`: each way it can be routed."""
         if self.sources and not (
             isinstance(caller, ServiceIdentity)
-            and (caller.key in self._names or (caller.trust_domain, caller.key) in self._ids)
+            and (caller.key in self._names or _by_id(caller) in self._ids)
         ):
             return False
         if not self.paths:
@@ -111,6 +110,11 @@ class AuditRule:
         return bool(paths) and all(
             path in self._exact or path.startswith(self._prefixes) for path in paths
         )
+
+
+def _by_id(service: ServiceIdentity) -> tuple[object, ...]:
+    """What two SPIFFE IDs of one service have in common: all but the datacenter."""
+    return service.trust_domain, service.partition.lower(), service.namespace, service.service
 
 
 @dataclass(frozen=True, slots=True)

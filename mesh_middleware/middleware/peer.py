@@ -133,7 +133,8 @@ class ChainVerifier:
             self._generation = state.generation
         known = self._seen.get(chain)
         if known is None or not known[0] > now >= known[0] - RECHECK_SECONDS:
-            known = (now + RECHECK_SECONDS, _verify(chain, bundle, now))
+            gateways = state.policy is not None and state.policy.peered
+            known = (now + RECHECK_SECONDS, _verify(chain, bundle, now, gateways=gateways))
             if len(self._seen) >= CACHED_CHAINS:
                 self._seen.pop(next(iter(self._seen)), None)
             self._seen[chain] = known
@@ -171,7 +172,7 @@ def client_chain(tls: Any) -> tuple[str | bytes, ...]:
 
 
 def _verify(
-    chain: tuple[str | bytes, ...], bundle: TrustBundle, now: float
+    chain: tuple[str | bytes, ...], bundle: TrustBundle, now: float, *, gateways: bool
 ) -> PeerCertificate | Reason:
     try:
         leaf, *intermediates = (_der(certificate) for certificate in chain)
@@ -183,7 +184,7 @@ def _verify(
         certificate = PeerCertificate.from_der(leaf)
     except PeerIdentityError as error:
         return Reason(error.reason)
-    return check_peer(certificate, bundle.trust_domain, now) or certificate
+    return check_peer(certificate, bundle.trust_domain, now, gateways=gateways) or certificate
 
 
 def _der(certificate: str | bytes) -> bytes:

@@ -66,12 +66,16 @@ class Counts:
 
 
 def source_label(caller: object) -> str:
-    """A caller as a label: its name, with namespace and partition unless both are the default."""
+    """A caller as a label: its name, with namespace and partition unless both are the default.
+
+    In front of it the peer of a caller from another cluster: ``cluster2:web``.
+    """
     if not isinstance(caller, ServiceIdentity):
         return NOBODY if caller is None else OTHER
+    peer = f"{caller.peer}:" if caller.peer else ""
     if caller.namespace == DEFAULT and caller.partition == DEFAULT:
-        return caller.service
-    return f"{caller.partition}/{caller.namespace}/{caller.service}"
+        return f"{peer}{caller.service}"
+    return f"{peer}{caller.partition}/{caller.namespace}/{caller.service}"
 
 
 counts = Counts()

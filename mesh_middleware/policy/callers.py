@@ -17,7 +17,7 @@ from mesh_middleware.policy.peering import (
     PeerIndex,
     forwarded_identity,
     index_peers,
-    peered_key,
+    peered,
 )
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.spiffe import (
@@ -61,14 +61,16 @@ class Callers:
             return self._foreign(identity)
         if isinstance(identity, ServiceIdentity):
             return identity.key
+        caller = self.forwarded(identity, request)
+        return _not_a_service(identity) if caller is None else caller.key
+
+    def forwarded(self, gateway: SpiffeID, request: HTTPRequest) -> ServiceIdentity | None:
+        """The peered caller whom `gateway`, of our own trust domain, tells; else None."""
         # Only a gateway of the default partition: Consul's rule knows no other form.
-        gateway = identity.kind is Kind.MESH_GATEWAY and not identity.path.startswith("/ap/")
-        if gateway and self.peers:
-            caller = forwarded_identity(request.values(XFCC))
-            key = None if caller is None else peered_key(caller, self.peers)
-            if key is not None:
-                return key
-        return _not_a_service(identity)
+        if gateway.kind is not Kind.MESH_GATEWAY or gateway.path.startswith("/ap/"):
+            return None
+        caller = forwarded_identity(request.values(XFCC)) if self.peers else None
+        return None if caller is None else peered(caller, self.peers)
 
     def of_connection(self, source: Source) -> SourceKey | Stranger:
         """The caller of a connection that is not HTTP. A peered one shows its own certificate."""
@@ -79,7 +81,8 @@ class Callers:
             return _not_a_service(identity)
         if identity.trust_domain == self.trust_domain:
             return identity.key
-        return peered_key(identity, self.peers) or self._foreign(identity)
+        caller = peered(identity, self.peers)
+        return self._foreign(identity) if caller is None else caller.key
 
     def _foreign(self, identity: ServiceIdentity | SpiffeID) -> Stranger:
         return Stranger(

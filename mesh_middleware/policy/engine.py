@@ -50,7 +50,7 @@ from mesh_middleware.policy.request import (
     split_target,
 )
 from mesh_middleware.policy.rules import Rule, compile_rule, row_digest
-from mesh_middleware.policy.spiffe import ServiceIdentity, SourceKey, TrustDomain
+from mesh_middleware.policy.spiffe import ServiceIdentity, SourceKey, SpiffeID, TrustDomain
 
 REVISION_DIGITS = 12
 _REMEMBERED_CALLERS = 4096
@@ -64,7 +64,8 @@ class Policy:
 
     `fingerprint` (SHA-256) covers everything that decides: equal fingerprints decide alike.
     `revision` is its first twelve digits, for people: somebody can make two that are equal.
-    `problems` says, once each, what could not be evaluated.
+    `problems` says, once each, what could not be evaluated. `peered`: whether callers of other
+    clusters are known, who come through a mesh gateway.
     """
 
     __slots__ = (
@@ -82,6 +83,7 @@ class Policy:
         "intentions",
         "needs_tokens",
         "normalization",
+        "peered",
         "problems",
         "revision",
         "service",
@@ -104,6 +106,7 @@ class Policy:
         self.revision = revision = fingerprint[:REVISION_DIGITS]
         self.service = service
         self.trust_domain = callers.trust_domain
+        self.peered = bool(callers.peers)
         self.default_action = default_action
         self.normalization = normalization
         self.intentions = tuple(rules)
@@ -151,6 +154,17 @@ class Policy:
         if rule.static is not None:
             return rule.static
         return self._judge(rule, request, path, request.target[len(path) :], claims)
+
+    def caller_of(
+        self, source: ServiceIdentity | SpiffeID, request: HTTPRequest
+    ) -> ServiceIdentity | SpiffeID:
+        """Who makes `request`: `source`, or the peered service for which that gateway speaks.
+
+        Only what `decide` allowed is proven.
+        """
+        if isinstance(source, ServiceIdentity) or source.trust_domain != self.trust_domain:
+            return source
+        return self._callers.forwarded(source, request) or source
 
     def decide_connection(self, source: Source) -> Decision:
         """Whether `source` may open a connection that is not HTTP.

@@ -11,10 +11,10 @@ Source: Consul's RBAC for peered intentions; Envoy's XFCC header layout.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from mesh_middleware.errors import SpiffeIDError
-from mesh_middleware.policy.spiffe import DEFAULT, ServiceIdentity, SourceKey, TrustDomain
+from mesh_middleware.policy.spiffe import DEFAULT, ServiceIdentity, TrustDomain
 
 XFCC = b"x-forwarded-client-cert"
 
@@ -43,12 +43,10 @@ def index_peers(bundles: Iterable[PeerBundle]) -> PeerIndex:
     return {shown: peers.pop() for shown, peers in found.items() if len(peers) == 1}
 
 
-def peered_key(identity: ServiceIdentity, peers: PeerIndex) -> SourceKey | None:
-    """The key by which a policy looks a peered caller up; None when no bundle fits it."""
+def peered(identity: ServiceIdentity, peers: PeerIndex) -> ServiceIdentity | None:
+    """`identity` with the peer that it is of; None when no bundle fits it."""
     peer = peers.get((identity.trust_domain.name, identity.partition.lower()))
-    if not peer:
-        return None
-    return (peer, DEFAULT, identity.namespace, identity.service)
+    return replace(identity, peer=peer) if peer else None
 
 
 def forwarded_identity(lines: Sequence[bytes]) -> ServiceIdentity | None:

@@ -128,6 +128,10 @@ SourceKey = tuple[str, str, str, str]
 class ServiceIdentity:
     """A mesh service: what the *service* form of a Consul SPIFFE ID says, escapes undone.
 
+    `peer`: for a service of another cluster, the name by which that cluster is known here; the
+    certificate does not say it, so parsing never sets it. A local ``web`` and a peer's ``web``
+    are different services.
+
     `key` is derived: the source key by which policies look a caller up. The datacenter is not
     part of it; no intention names one.
     """
@@ -137,6 +141,7 @@ class ServiceIdentity:
     namespace: str = DEFAULT
     partition: str = DEFAULT
     datacenter: str = "dc1"
+    peer: str = field(default="", kw_only=True)
     key: SourceKey = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
@@ -148,7 +153,9 @@ class ServiceIdentity:
                 value.encode("utf-8")
             except UnicodeEncodeError:
                 raise SpiffeIDError(f"{name} {value[:80]!r} is not text") from None
-        object.__setattr__(self, "key", ("", self.partition.lower(), self.namespace, self.service))
+        # Intentions name a peer's services by peer and namespace, never by its partitions.
+        partition = DEFAULT if self.peer else self.partition.lower()
+        object.__setattr__(self, "key", (self.peer, partition, self.namespace, self.service))
 
     @classmethod
     def from_spiffe_id(cls, spiffe_id: SpiffeID) -> ServiceIdentity:

@@ -18,7 +18,10 @@ PATHS = {
     "match": "/v1/connect/intentions/match",
     "authorize": "/v1/agent/connect/authorize",
     "intentions": "/v1/connect/intentions",
+    "mesh": "/v1/config/mesh",
 }
+
+_POLICY = "X-Consul-Default-Acl-Policy"
 
 
 @dataclass
@@ -76,6 +79,7 @@ class FakeAgent:
             "match": Reply.json({self.service: None}, index, X_Consul_Default_Acl_Policy="deny"),
             "authorize": Reply.json({"Authorized": False, "Reason": "Default intention policy"}),
             "intentions": Reply.json([], index),
+            "mesh": Reply.json([], index),
         }
 
     @property
@@ -147,6 +151,8 @@ class FakeAgent:
             await writer.drain()
             return False
         lines = {"Content-Length": str(len(reply.body)), **reply.headers}
+        if key == "mesh" and (said := self._replies["match"].headers.get(_POLICY)):
+            lines[_POLICY] = said  # a real agent's header is on every answer
         if reply.index is not None:
             lines["X-Consul-Index"] = str(reply.index)
         text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())

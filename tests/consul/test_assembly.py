@@ -13,6 +13,7 @@ from mesh_middleware.devagent.ca import CertificateAuthority
 from mesh_middleware.errors import DecodeError
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.intentions import Action, Intention
+from mesh_middleware.policy.request import DEFAULT_NORMALIZATION
 from mesh_middleware.state import MeshState
 from mesh_middleware.tls.certificates import X509SVID, TrustBundle
 
@@ -35,6 +36,7 @@ class Bench:
         self.assembly.take_leaf(svid(ca), NOW)
         self.assembly.take_intentions([], NOW)
         self.assembly.take_default(Action.DENY, NOW)
+        self.assembly.take_normalization(DEFAULT_NORMALIZATION, NOW)
         return self.next()
 
 
@@ -49,15 +51,19 @@ def svid(ca: CertificateAuthority, service: str = "web", **options: Any) -> X509
 
 def test_a_state_grows_part_by_part() -> None:
     ca, bench = CertificateAuthority(), Bench()
-    assert bench.next().missing(now=NOW) == ("roots", "leaf", "intentions", "default action")
+    policy = ("intentions", "default action", "mesh entry")
+    assert bench.next().missing(now=NOW) == ("roots", "leaf", *policy)
     assert bench.state.generation == 0
     bench.assembly.take_roots(bundle(ca), NOW)
-    assert bench.next().missing(now=NOW) == ("leaf", "intentions", "default action")
+    assert bench.next().missing(now=NOW) == ("leaf", *policy)
     bench.assembly.take_leaf(svid(ca), NOW)
-    assert bench.next().missing(now=NOW) == ("intentions", "default action")
+    assert bench.next().missing(now=NOW) == policy
     bench.assembly.take_intentions([], NOW)
-    assert bench.next().missing(now=NOW) == ("default action",)
+    assert bench.next().missing(now=NOW) == ("default action", "mesh entry")
     bench.assembly.take_default(Action.DENY, NOW)
+    assert bench.next().missing(now=NOW) == ("mesh entry",)
+    assert bench.state.policy is None
+    bench.assembly.take_normalization(DEFAULT_NORMALIZATION, NOW)
     assert bench.next().missing(now=NOW) == ()
     assert bench.state.policy is not None
     assert bench.state.policy.default_action is Action.DENY
@@ -272,7 +278,7 @@ def test_a_pinned_trust_domain_refuses_others() -> None:
 def test_undecodable_intentions_are_a_fault_until_good_ones_come() -> None:
     ca, bench = CertificateAuthority(), Bench()
     before = bench.ready(ca)
-    bench.assembly.take_undecodable()
+    bench.assembly.take_undecodable("intentions")
     faulty = bench.next()
     assert faulty.fault is Reason.POLICY_UNDECODABLE
     assert faulty.generation == before.generation + 1

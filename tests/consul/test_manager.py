@@ -24,7 +24,7 @@ from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.intentions import Action
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.spiffe import ServiceIdentity, TrustDomain
-from mesh_middleware.state import MeshState, sources
+from mesh_middleware.state import PARTS, MeshState, sources
 from mesh_middleware.tls.contexts import verified_peer
 from tests.consul.fake_agent import FakeAgent, Reply
 from tests.support import free_port, wait_for
@@ -84,7 +84,7 @@ def test_start_to_ready(agent: DevAgent, manager: MeshManager) -> None:
     assert state.policy is not None
     assert state.policy.default_action is Action.DENY
     assert (allows(manager, "a"), allows(manager, "b")) == (True, False)
-    assert set(state.updated) == {"roots", "leaf", "intentions", "default action"}
+    assert set(state.updated) == {*PARTS} - {"jwt providers"}
     assert manager.last_errors == {}
     assert manager.last_failure_kind is None
     assert repr(manager).endswith(": ready>")
@@ -180,7 +180,7 @@ def test_a_manager_that_starts_before_its_agent() -> None:
     with MeshManager(MeshConfig("web", address=f"127.0.0.1:{agent.port}")) as manager:
         with pytest.raises(NotReadyError, match="start the agent, or set CONSUL_HTTP_ADDR") as why:
             manager.wait_ready(0.3)
-        assert why.value.missing == ("roots", "leaf", "intentions", "default action")
+        assert why.value.missing == ("roots", "leaf", "intentions", "default action", "mesh entry")
         assert {f.status for f in manager.last_errors.values()} == {None}
         with agent:
             manager.wait_ready(10)
@@ -280,7 +280,7 @@ def test_subscribers_hear_each_generation_once(agent: DevAgent, manager: MeshMan
     for rows in ([ALLOW_B], [ALLOW_A], [ALLOW_A, ALLOW_B]):
         generation = manager.state.generation
         agent.put_intentions(rows)
-        wait_for(lambda g=generation: manager.state.generation > g)
+        wait_for(lambda g=generation: heard and heard[-1] > g)
     assert heard == sorted(set(heard))
     assert heard[-1] == manager.state.generation
     assert threads == {"mesh-manager"}

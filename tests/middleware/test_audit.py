@@ -61,6 +61,8 @@ class Always:
     reason: Reason
     normalization: Normalization = DEFAULT_NORMALIZATION
 
+    peered = False
+
     def decide(self, *_: Any) -> Decision:
         return Decision(allowed=False, reason=self.reason)
 
@@ -239,6 +241,12 @@ def test_under_a_root_path_the_routed_path_must_be_in_audit_too() -> None:
         ((str(identity("web")),), replace(identity("web"), datacenter="dc2"), True),
         ((str(identity("web")),), identity("batch"), False),
         ((str(identity("web", "elsewhere.consul")),), identity("web"), False),
+        (("web",), replace(identity("web", "elsewhere.consul"), peer="east"), False),
+        (
+            (str(identity("web", "elsewhere.consul")),),
+            replace(identity("web", "elsewhere.consul"), peer="east"),
+            True,
+        ),
     ],
 )
 def test_a_source_in_audit(sources: tuple[str, ...], source: ServiceIdentity, passes: bool) -> None:

@@ -21,8 +21,9 @@ from mesh_middleware.middleware import (
 )
 from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.engine import compile_policy
-from mesh_middleware.policy.intentions import Action
-from mesh_middleware.policy.spiffe import SpiffeID
+from mesh_middleware.policy.intentions import Action, Intention
+from mesh_middleware.policy.peering import PeerBundle
+from mesh_middleware.policy.spiffe import SpiffeID, TrustDomain
 from mesh_middleware.state import MeshState
 from mesh_middleware.testing import TRUST_DOMAIN
 from mesh_middleware.tls.certificates import TrustBundle
@@ -163,6 +164,31 @@ def test_a_chain_of_another_ca_does_not_count(mesh: Mesh) -> None:
     for shape in SHAPES.values():
         tls = shape(certificates(stranger))
         assert reason(mesh, extensions={"tls": tls}) == "root_not_trusted"
+
+
+def test_a_gateway_behind_another_server_speaks_for_a_peered_caller(
+    mesh: Mesh, ca: CertificateAuthority
+) -> None:
+    """Only where a peer is known, and for callers of it."""
+    gateway = ca.issue_raw([f"spiffe://{TRUST_DOMAIN}/gateway/mesh/dc/dc1"]).cert_pem
+    tls = {"client_cert_chain": certificates(gateway)}
+    pong = "spiffe://east.consul/ns/default/dc/dc9/svc/pong"
+    header = (b"x-forwarded-client-cert", f"Hash=00;URI={pong}".encode())
+    assert reason(mesh, extensions={"tls": tls}, headers=[header]) == "not_a_service"
+    mesh.publish(
+        policy=compile_policy(
+            [Intention("pong", "api", Action.ALLOW, source_peer="east")],
+            trust_domain=TRUST_DOMAIN,
+            peers=[PeerBundle("east", TrustDomain("east.consul"))],
+        )
+    )
+    app = Recorder()
+    scope = http_scope(extensions={"tls": tls}, headers=[header])
+    assert call(MeshMiddleware(app, mesh=mesh), scope).reason == "allowed"
+    caller = peer_identity(app.scope)
+    assert (str(caller), caller.peer) == (pong, "east")
+    assert header not in app.scope["headers"]
+    assert reason(mesh, extensions={"tls": tls}) == "not_a_service"
 
 
 @pytest.mark.parametrize(

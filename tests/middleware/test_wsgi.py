@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pytest
@@ -16,9 +16,12 @@ from mesh_middleware.middleware import EXTENSION, PEER_KEY, MeshMiddleware, deci
 from mesh_middleware.middleware.audit import AuditRule
 from mesh_middleware.middleware.wsgi import MeshWSGIMiddleware
 from mesh_middleware.policy.decision import Reason
+from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import Action, HeaderMatch, HTTPMatch, Intention, Permission
+from mesh_middleware.policy.peering import PeerBundle
+from mesh_middleware.policy.spiffe import SpiffeID, TrustDomain
 from mesh_middleware.state import MeshState, StaticState
-from mesh_middleware.testing import mesh_for, static_mesh
+from mesh_middleware.testing import TRUST_DOMAIN, mesh_for, static_mesh
 from tests.middleware.calls import (
     WEB_MAY,
     http_scope,
@@ -119,6 +122,33 @@ def test_an_allowed_caller_reaches_the_application() -> None:
     decision = decision_of(app.environ)
     assert decision is not None
     assert decision.allowed
+
+
+def test_a_peered_caller_comes_through_a_gateway() -> None:
+    pong, app = "spiffe://east.consul/ns/default/dc/dc9/svc/pong", Recorder()
+    policy = compile_policy(
+        [Intention("pong", "api", Action.ALLOW, source_peer="east")],
+        trust_domain=TRUST_DOMAIN,
+        peers=[PeerBundle("east", TrustDomain("east.consul"))],
+    )
+    mesh = StaticState.from_policy(policy, service="api")
+    certificate = verified().certificate
+    gateway = replace(
+        verified(),
+        certificate=replace(
+            certificate, identity=SpiffeID(TrustDomain(TRUST_DOMAIN), "/gateway/mesh/dc/dc1")
+        ),
+    )
+    environ = environ_for(**{PEER_KEY: gateway})
+    wsgi = MeshWSGIMiddleware(app, mesh=mesh)
+    assert call(wsgi, {**environ}).reason == "not_a_service"
+    told = {"HTTP_X_FORWARDED_CLIENT_CERT": f"Hash=00;URI={pong}"}
+    assert call(wsgi, {**environ, **told}).reason == "allowed"
+    assert str(peer_identity(app.environ)) == pong
+    assert not told.keys() & app.environ.keys()
+    # Two lines of which nobody knows whose they are, joined by a server.
+    twice = {"HTTP_X_FORWARDED_CLIENT_CERT": f"Hash=00;URI={pong},Hash=00;URI={pong}"}
+    assert call(wsgi, {**environ, **twice}).reason == "not_a_service"
 
 
 @pytest.mark.parametrize(

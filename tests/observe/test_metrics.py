@@ -133,6 +133,8 @@ def test_no_count_is_lost_between_threads() -> None:
         (identity(), "web"),
         (replace(identity(), namespace="ns"), "default/ns/web"),
         (replace(identity(), partition="p"), "p/default/web"),
+        (replace(identity(), peer="east"), "east:web"),
+        (replace(identity(), peer="east", namespace="ns"), "east:default/ns/web"),
         (identity().spiffe_id, OTHER),
         (None, ""),
     ],

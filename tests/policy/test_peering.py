@@ -7,7 +7,7 @@ import pytest
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import Action, Intention
-from mesh_middleware.policy.peering import PeerBundle, forwarded_identity, index_peers, peered_key
+from mesh_middleware.policy.peering import PeerBundle, forwarded_identity, index_peers, peered
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.spiffe import ServiceIdentity, TrustDomain
 from tests.policy.worlds import GATEWAY, OTHER_DOMAIN, PEER_DOMAIN, TRUST_DOMAIN, xfcc
@@ -66,14 +66,20 @@ def identity(text: str) -> ServiceIdentity:
 
 def test_a_peer_is_known_by_trust_domain_and_exported_partition() -> None:
     peers = index_peers([EAST, PeerBundle("west", TrustDomain(PEER_DOMAIN), "Part1")])
-    assert peered_key(identity(PONG), peers) == ("east", "default", "default", "pong")
+    pong = peered(identity(PONG), peers)
+    assert pong is not None
+    assert (pong.peer, pong.key) == ("east", ("east", "default", "default", "pong"))
+    assert str(pong) == PONG
+    assert pong != identity(PONG)
     exported = f"spiffe://{PEER_DOMAIN}/ap/PART1/ns/team/dc/dc9/svc/pong"
-    assert peered_key(identity(exported), peers) == ("west", "default", "team", "pong")
+    other = peered(identity(exported), peers)
+    assert other is not None
+    assert (other.peer, other.key) == ("west", ("west", "default", "team", "pong"))
     for stranger in (
         f"spiffe://{PEER_DOMAIN}/ap/part2/ns/default/dc/dc9/svc/pong",
         f"spiffe://{OTHER_DOMAIN}/ns/default/dc/dc9/svc/pong",
     ):
-        assert peered_key(identity(stranger), peers) is None
+        assert peered(identity(stranger), peers) is None
 
 
 def test_peers_that_show_the_same_are_both_unknown() -> None:
@@ -86,4 +92,4 @@ def test_peers_that_show_the_same_are_both_unknown() -> None:
 def test_a_peer_without_a_name_names_nobody() -> None:
     """An empty peer is what local callers have."""
     peers = index_peers([PeerBundle("", TrustDomain(PEER_DOMAIN))])
-    assert peered_key(identity(PONG), peers) is None
+    assert peered(identity(PONG), peers) is None
