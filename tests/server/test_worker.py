@@ -24,6 +24,7 @@ from mesh_middleware.server.protocols import MeshScope, protocol_class
 from mesh_middleware.server.readiness import ready_line, wait_until_ready
 from mesh_middleware.server.signals import Signals
 from mesh_middleware.server.worker import Settings, Worker, load_app
+from mesh_middleware.state import PARTS
 from tests.e2e.launch import Caller
 from tests.server.apps import hello
 from tests.server.mesh import request, running, serving
@@ -108,7 +109,7 @@ def test_uvicorn_alone_can_use_the_hooks(agent: DevAgent, monkeypatch: pytest.Mo
 def test_a_wait_of_0_takes_the_state_as_it_is(agent: DevAgent) -> None:
     with MeshManager(MeshConfig("early", address="http://127.0.0.1:1")) as manager:
         state = wait_until_ready(manager, 0, threading.Event())
-        assert state.missing() == ("roots", "leaf", "intentions", "default action")
+        assert state.missing() == PARTS[:-1]
         assert "early starts without roots, leaf, intentions" in ready_line(manager, state, 0.0)
 
 
