@@ -14,6 +14,7 @@ COMMANDS = MappingProxyType(
         "check": "check:check",
         "explain": "check:explain",
         "lint": "lint:lint_command",
+        "doctor": "doctor:doctor",
         "dev-agent": "dev_agent:dev_agent",
     }
 )
