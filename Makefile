@@ -22,7 +22,7 @@ $(STAMP): pyproject.toml
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[dev]'
 	@touch $@
 
-demo: $(STAMP)  ## two services, real mTLS, a live change and a rotation, with no Consul
+demo: $(STAMP)  ## one service calls another: real mTLS, a live change and a rotation, with no Consul
 	@$(BIN)/python examples/fastapi_app/demo.py
 
 test: $(STAMP)  ## every test suite, with branch coverage (budgets: CONTRIBUTING.md)

@@ -1,34 +1,29 @@
 """The main job in half a minute: real mTLS, intentions, a live change and a CA rotation.
 
-Everything runs here: a development agent, the FastAPI service of app.py under the launcher, and
-two services that call it. Exit code 0 when all that is shown really happened, 1 when not.
+Everything runs here: a development agent, the FastAPI services of app.py and billing.py under the
+launcher, and services that call them. Exit code 0 when all that is shown really happened, 1 when
+not, with what both services logged.
 """
 
 from __future__ import annotations
 
-import asyncio
-import os
-import signal
-import socket
-import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Callable
-from pathlib import Path
+from typing import Any
 
 import click
 import yaml
-from cryptography import x509
+from stage import HERE, Service, call, issuer
 
-from mesh_middleware import MeshConfig, MeshError
 from mesh_middleware.devagent import DevAgent
-from mesh_middleware.upstream.oneshot import Call, Reply, call_once
+from mesh_middleware.upstream.oneshot import Reply
 
-HERE = Path(__file__).parent
-MILK = '{"item": "milk"}'
+ORDER = b'{"item": "milk"}'
+INVOICE = b'{"order": 9, "customer": "me"}'
 DEADLINE_SECONDS = 15.0
+SHOWN = 76
 
 _pause = threading.Event().wait
 
@@ -36,38 +31,13 @@ _pause = threading.Event().wait
 class Demo:
     """The story, step by step; `failures` counts what did not happen."""
 
-    def __init__(self, agent: DevAgent, url: str) -> None:
+    def __init__(self, agent: DevAgent, orders: Service, billing: Service) -> None:
         self.agent = agent
-        self.url = url
+        self.orders = orders
+        self.billing = billing
         self.failures = 0
 
-    def call(self, caller: str, method: str, path: str, body: str | None = None) -> Reply:
-        """One request over mTLS with a certificate of `caller`, made just now."""
-        request = Call(
-            self.url + path,
-            method=method,
-            headers=(("content-type", "application/json"),) if body else (),
-            body=body.encode() if body else None,
-            expect="orders",
-        )
-        return asyncio.run(call_once(config_for(caller, self.agent), request))
-
-    def show(
-        self,
-        caller: str,
-        method: str,
-        path: str,
-        wanted: int,
-        *,
-        body: str | None = None,
-        why: str = "",
-    ) -> None:
-        """Call, and print what came of it beside what should; `why` is for who watches."""
-        reply = self.call(caller, method, path, body)
-        reason = dict(reply.headers).get("x-mesh-refused")
-        said = f"refused: {reason}" if reason else f"answered: {reply.body.decode()[:60]}"
-        line = f"{caller:8} {method:6} {path:10} {reply.status} {said}"
-        self.say(reply.status == wanted, f"{line} ({why})" if why else line)
+    # -- telling ----------------------------------------------------------------------------------
 
     def say(self, happened: bool, text: str) -> None:
         """Print one line with a tick, or with a cross that makes the demo fail."""
@@ -83,52 +53,102 @@ class Demo:
         """Print `text` and how long it took until `happened`, with a deadline."""
         start = time.monotonic()
         while not (done := happened()) and time.monotonic() - start < DEADLINE_SECONDS:
+            if self.orders.ended or self.billing.ended:
+                break
             _pause(0.02)
         self.say(done, f"{text} (after {(time.monotonic() - start) * 1000:.0f} ms)")
 
+    def show(self, wanted: int, line: str, body: bytes | None = None, *, why: str = "") -> None:
+        """Make the call that `line` says, and print what came of it; `why` is for who watches.
+
+        `line`: caller, called service, method and path.
+        """
+        reply = self.ask(line, body)
+        told = "no answer" if reply is None else f"{reply.status} {said(reply)}"
+        caller, service, method, path = line.split()
+        text = f"{caller:8} -> {service:7} {method:6} {path:9} {told}"
+        happened = reply is not None and reply.status == wanted
+        self.say(happened, f"{text} ({why})" if why else text)
+
+    def ask(self, line: str, body: bytes | None = None) -> Reply | None:
+        """What the call of `line` gives."""
+        caller, service, method, path = line.split()
+        return call(self.agent, caller, method, f"https://{service}{path}", body)
+
+    def gives(self, status: int, line: str, body: bytes | None = None) -> bool:
+        """Whether the call of `line` is answered with `status` now."""
+        reply = self.ask(line, body)
+        return reply is not None and reply.status == status
+
+    # -- the story --------------------------------------------------------------------------------
+
     def tell(self) -> None:
         """All of it."""
-        step("Services call app.py over mTLS; intentions.yaml beside it says who may do what")
-        self.show("shop", "GET", "/orders", 200)
-        self.show("shop", "POST", "/orders", 201, body=MILK)
-        self.show("shop", "DELETE", "/orders/1", 403, why="a permission denies DELETE")
-        self.show("reports", "GET", "/orders", 200)
-        self.show("reports", "POST", "/orders", 403, body=MILK, why="reports may only read")
-        self.show("reports", "GET", "//orders", 403, why="some routers read it as /orders")
-        self.show("stranger", "GET", "/orders", 403, why="nobody said that it may")
+        step("A development agent, and two services under mesh-middleware run (no Consul needed)")
+        self.wait("orders and billing registered, checks passing", self.both_pass)
+        if self.failures:
+            return
+        self.rules_decide()
+        self.one_service_calls_the_other()
+        self.an_intention_changes()
+        self.the_ca_rotates()
+        self.they_stop()
 
-        step("The intention of reports changes to deny, while everything runs")
-        self.agent.put_intentions(with_reports_denied())
-        self.wait("reports is refused", lambda: self.status("reports") == 403)
-        self.show("shop", "GET", "/orders", 200)
+    def both_pass(self) -> bool:
+        """Whether the agent says so."""
+        return list(self.agent.statuses.values()) == ["passing", "passing"]
+
+    def rules_decide(self) -> None:
+        """Path and method, per caller."""
+        step("Services call orders over mTLS; intentions.yaml says who may do what")
+        self.show(200, "shop orders GET /orders")
+        self.show(403, "shop orders DELETE /orders/1", why="a permission denies DELETE")
+        self.show(200, "reports orders GET /orders")
+        self.show(403, "reports orders POST /orders", ORDER, why="reports may only read")
+        self.show(403, "reports orders GET //orders", why="some routers read it as /orders")
+        self.show(403, "stranger orders GET /orders", why="nobody said that it may")
+
+    def one_service_calls_the_other(self) -> None:
+        """The chain, and what billing takes from nobody else."""
+        step("To take an order, orders calls billing: AsyncMeshTransport in app.py")
+        self.show(201, "shop orders POST /orders", ORDER)
+        self.show(403, "shop billing POST /invoices", INVOICE, why="only orders may")
+        self.show(403, "orders billing GET /invoices", why="it may write, not read")
+        self.show(200, "reports billing GET /invoices", why="here is what orders wrote")
+
+    def an_intention_changes(self) -> None:
+        """From allow to deny and back, while everything runs."""
+        step("The intention orders -> billing changes to deny, while everything runs")
+        order = "shop orders POST /orders"
+        self.agent.put_intentions(with_orders_denied())
+        self.wait("the next order cannot be taken", lambda: self.gives(502, order, ORDER))
+        self.show(502, order, ORDER, why="what shop gets instead of a stack trace")
+        self.show(200, "shop orders GET /orders", why="what needs no billing goes on")
         self.agent.put_intentions(intentions())
-        self.wait("put back, reports is answered", lambda: self.status("reports") == 200)
+        self.wait("put back, orders are taken", lambda: self.gives(201, order, ORDER))
 
+    def the_ca_rotates(self) -> None:
+        """A new root, then the old one is distrusted; both services and the calls between them."""
         step("The certificate authority rotates, then the old root is distrusted")
-        before = self.served_by()
+        calls = ("shop orders GET /orders", "reports billing GET /invoices")
+        before = issuer(self.ask(calls[0]))
         self.agent.rotate_ca()
-        self.wait(
-            "the server shows a certificate of the new root", lambda: self.served_by() != before
-        )
-        self.show("shop", "GET", "/orders", 200)
+        for line in calls:
+            self.wait(
+                f"{line.split()[1]} shows a certificate of the new root",
+                lambda line=line: issuer(self.ask(line)) not in ("", before),
+            )
         self.agent.remove_inactive_roots()
-        self.wait("calls go on without the old root", lambda: self.status("shop") == 200)
+        order = "shop orders POST /orders"
+        self.wait("without the old root, too, orders calls", lambda: self.gives(201, order, ORDER))
 
-    def status(self, caller: str) -> int:
-        """What `caller` gets for GET /orders now; 0 when the connection is refused."""
-        try:
-            return self.call(caller, "GET", "/orders").status
-        except MeshError:
-            return 0
-
-    def served_by(self) -> str:
-        """The issuer's key of the certificate that the server shows now."""
-        try:
-            leaf = x509.load_der_x509_certificate(self.call("shop", "GET", "/orders").certificate)
-        except MeshError:
-            return ""
-        issuer = leaf.extensions.get_extension_for_class(x509.AuthorityKeyIdentifier).value
-        return (issuer.key_identifier or b"").hex()
+    def they_stop(self) -> None:
+        """First the called service, then the other."""
+        step("SIGTERM, to billing first")
+        self.say(self.billing.stop() == 0, "billing stopped with exit code 0")
+        self.show(502, "shop orders POST /orders", ORDER)
+        self.say(self.orders.stop() == 0, "orders stopped with exit code 0")
+        self.say(not self.agent.services, "neither is registered any longer")
 
 
 def step(title: str) -> None:
@@ -136,65 +156,38 @@ def step(title: str) -> None:
     click.echo(f"\n{click.style(title, bold=True)}")
 
 
-def config_for(service: str, agent: DevAgent) -> MeshConfig:
-    """Settings of one caller, from the development agent and nothing else."""
-    return MeshConfig.from_env(service, environ={"CONSUL_HTTP_ADDR": agent.address})
+def said(reply: Reply) -> str:
+    """The answer, or in one word why the mesh refused."""
+    reason = dict(reply.headers).get("x-mesh-refused")
+    body = reply.body.decode()
+    return f"refused: {reason}" if reason else body if len(body) <= SHOWN else f"{body[:SHOWN]}..."
 
 
-def intentions() -> dict[str, object]:
-    """The entry in intentions.yaml."""
-    entry: dict[str, object] = yaml.safe_load((HERE / "intentions.yaml").read_text())
-    return entry
+def intentions() -> list[dict[str, Any]]:
+    """The entries in intentions.yaml."""
+    return list(yaml.safe_load_all((HERE / "intentions.yaml").read_text()))
 
 
-def with_reports_denied() -> dict[str, object]:
-    """The same with reports denied altogether."""
-    entry = intentions()
-    sources = [s for s in entry["Sources"] if s["Name"] != "reports"]  # type: ignore[attr-defined]
-    return {**entry, "Sources": [*sources, {"Name": "reports", "Action": "deny"}]}
-
-
-def command(port: int) -> list[str]:
-    """What one would type after ``mesh-middleware``."""
-    return ["run", "app:app", "--service", "orders", "--port", str(port), "--app-dir", str(HERE)]
-
-
-def free_port() -> int:
-    """A port on loopback that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+def with_orders_denied() -> dict[str, Any]:
+    """The entry for billing with orders denied altogether."""
+    entry = next(entry for entry in intentions() if entry["Name"] == "billing")
+    others = [source for source in entry["Sources"] if source["Name"] != "orders"]
+    return {**entry, "Sources": [*others, {"Name": "orders", "Action": "deny"}]}
 
 
 def main() -> int:
     """Run the story; 0 when all of it happened."""
-    port = free_port()
-    with DevAgent(intentions=intentions()) as agent, tempfile.TemporaryFile("w+") as log:
-        demo = Demo(agent, f"https://127.0.0.1:{port}")
-        step("A development agent and the orders service start (no Consul needed)")
-        server = subprocess.Popen(
-            [sys.executable, "-m", "mesh_middleware", *command(port)],
-            env={**os.environ, "CONSUL_HTTP_ADDR": agent.address},
-            stdout=log,
-            stderr=subprocess.STDOUT,
-        )
-        try:
-            demo.wait("registered, check passing", lambda: "passing" in agent.statuses.values())
-            if not demo.failures:
-                demo.tell()
-            step("SIGTERM")
-            server.send_signal(signal.SIGTERM)
-            demo.say(server.wait(DEADLINE_SECONDS) == 0, "the service stopped with exit code 0")
-            demo.say(not agent.services, "and is no longer registered")
-        finally:
-            if server.poll() is None:
-                server.kill()
-                server.wait()
+    with (
+        DevAgent(intentions=intentions()) as agent,
+        Service("orders", "app:app", agent) as orders,
+        Service("billing", "billing:app", agent) as billing,
+    ):
+        demo = Demo(agent, orders, billing)
+        demo.tell()
         if demo.failures:
-            log.seek(0)
-            click.echo(
-                f"\n{demo.failures} of these did not happen. The service's log:\n{log.read()}"
-            )
+            click.echo(f"\n{demo.failures} of these did not happen. What the services logged:")
+            for service in (orders, billing):
+                click.echo(f"\n--- {service.name}\n{service.log}")
             return 1
     click.echo("\nAll of it happened. Next: the README, or mesh-middleware --help")
     return 0

@@ -16,6 +16,7 @@ from mesh_middleware.server.exits import ExitCode
 from mesh_middleware.upstream.oneshot import Call, Reply, call_once
 
 FORM = "application/x-www-form-urlencoded"
+JSON = "application/json"
 
 
 @click.command(short_help="Make one request as a service of the mesh.")
@@ -23,9 +24,10 @@ FORM = "application/x-www-form-urlencoded"
 @click.option("--as", "service", required=True, help="The service to call as.")
 @click.option("--expect", help="The service that must answer: its name, or a SPIFFE ID.")
 @click.option("--connect-to", metavar="HOST:PORT", help="Where to connect, whatever the URL says.")
-@click.option("-X", "--request", "method", help="The method; default GET, or POST with -d.")
+@click.option("-X", "--request", "method", help="The method; default GET, or POST with a body.")
 @click.option("-H", "--header", "headers", multiple=True, help="'Name: value' (repeatable).")
 @click.option("-d", "--data", help="The body; @FILE reads a file, @- standard input.")
+@click.option("--json", "json_data", help="As -d, with 'Content-Type: application/json'.")
 @click.option("-i", "--include", is_flag=True, help="Print status and headers before the body.")
 @click.option("--fail", is_flag=True, help="Exit 1 on a status of 400 or more.")
 @click.option(
@@ -40,6 +42,7 @@ def call(
     method: str | None,
     headers: tuple[str, ...],
     data: str | None,
+    json_data: str | None,
     include: bool,
     fail: bool,
     max_time: float,
@@ -62,11 +65,11 @@ def call(
     logging.getLogger("mesh_middleware").addHandler(logging.NullHandler())
     try:
         config = MeshConfig.from_env(service)
-        body = None if data is None else _body(data)
+        body, kind = _body(data, json_data)
         request = Call(
             url,
             method=method or ("GET" if body is None else "POST"),
-            headers=_headers(headers, form=body is not None),
+            headers=_headers(headers, kind),
             body=body,
             expect=expect,
             connect_to=None if connect_to is None else _host_port(connect_to),
@@ -107,26 +110,35 @@ def _code(error: MeshError) -> ExitCode:
     return ExitCode.RUNTIME
 
 
-def _body(data: str) -> bytes:
-    if data == "@-":
+def _body(data: str | None, json_data: str | None) -> tuple[bytes | None, str]:
+    """What to send, and its media type unless a header says another; None and nothing: no body."""
+    if data is not None and json_data is not None:
+        raise ConfigError("-d and --json are both the body; give one")
+    if json_data is not None:
+        return _read("--json", json_data), JSON
+    return (None, "") if data is None else (_read("-d", data), FORM)
+
+
+def _read(option: str, text: str) -> bytes:
+    if text == "@-":
         return sys.stdin.buffer.read()
-    if data.startswith("@"):
+    if text.startswith("@"):
         try:
-            return Path(data[1:]).read_bytes()
+            return Path(text[1:]).read_bytes()
         except OSError as error:
-            raise ConfigError(f"-d {data}: {error.strerror}") from error
-    return data.encode("utf-8")
+            raise ConfigError(f"{option} {text}: {error.strerror}") from error
+    return text.encode("utf-8")
 
 
-def _headers(lines: tuple[str, ...], *, form: bool) -> tuple[tuple[str, str], ...]:
+def _headers(lines: tuple[str, ...], kind: str) -> tuple[tuple[str, str], ...]:
     headers = []
     for line in lines:
         name, colon, value = line.partition(":")
         if not colon or not name.strip():
             raise ConfigError(f"-H {line!r}: write 'Name: value'")
         headers.append((name.strip(), value.strip()))
-    if form and not any(name.lower() == "content-type" for name, _ in headers):
-        headers.append(("content-type", FORM))
+    if kind and not any(name.lower() == "content-type" for name, _ in headers):
+        headers.append(("content-type", kind))
     return tuple(headers)
 
 

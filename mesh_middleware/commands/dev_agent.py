@@ -23,7 +23,9 @@ FIRST_LINE = "FOR DEVELOPMENT ONLY: no access control, keys in memory, loopback 
 @click.option(
     "--intentions",
     type=click.Path(exists=True, dir_okay=False),
-    help="JSON or YAML file of intentions, read again when it changes.",
+    multiple=True,
+    help="JSON or YAML file of intentions, of one service or several, read again when it changes "
+    "(repeatable).",
 )
 @click.option(
     "--default",
@@ -33,7 +35,7 @@ FIRST_LINE = "FOR DEVELOPMENT ONLY: no access control, keys in memory, loopback 
     show_default=True,
     help="What happens where no intention matches.",
 )
-def dev_agent(port: int, host: str, intentions: str | None, default_action: str) -> None:
+def dev_agent(port: int, host: str, intentions: tuple[str, ...], default_action: str) -> None:
     """Run a Consul agent for development: certificates, intentions, registration, rotation.
 
     It speaks Consul's HTTP API: point CONSUL_HTTP_ADDR to it, write intentions with

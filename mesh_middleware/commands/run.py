@@ -122,7 +122,8 @@ OPTIONS: tuple[click.Parameter, ...] = (
     click.Option(
         ["--dev-intentions"],
         type=click.Path(exists=True, dir_okay=False),
-        help="Intentions for --dev: JSON or YAML, read again when the file changes.",
+        multiple=True,
+        help="Intentions for --dev: JSON or YAML, read again when the file changes (repeatable).",
     ),
 )
 
@@ -154,7 +155,7 @@ def _run(
     revoked_drain: float,
     wsgi_threads: int,
     dev: bool,
-    dev_intentions: str | None,
+    dev_intentions: tuple[str, ...],
     **uvicorn_options: Any,
 ) -> None:
     if dev_intentions and not dev:

@@ -52,9 +52,10 @@ class ConsulClient:
             if value
         }
         self._dc = {"dc": config.datacenter} if config.datacenter else {}
+        self._transport = agent_transport(config) if transport is None else transport
         self._http = httpx.AsyncClient(
             base_url=base_url(config),
-            transport=agent_transport(config) if transport is None else transport,
+            transport=self._transport,
             trust_env=False,
             follow_redirects=False,
             headers={
@@ -221,7 +222,9 @@ class ConsulClient:
             raise ConsulError(f"{path}: {_cause(error)}") from error
 
     async def _receive(self, request: httpx.Request) -> Answer:
-        response = await self._http.send(request, stream=True)
+        # Not by the client, which logs each request at INFO: the application's log would be full
+        # of blocking queries and health checks.
+        response = await self._transport.handle_async_request(request)
         path = request.url.path
         try:
             stream = cast("httpx.AsyncByteStream", response.stream)

@@ -13,7 +13,7 @@ from typing import Any, Self
 
 from mesh_middleware.devagent import intentions as model
 from mesh_middleware.devagent.ca import CertificateAuthority
-from mesh_middleware.devagent.files import WatchedFile, entries_of
+from mesh_middleware.devagent.files import WatchedFiles, entries_of
 from mesh_middleware.devagent.schema import Entry, RefusedError
 from mesh_middleware.devagent.serving import AgentServer
 from mesh_middleware.devagent.store import Store
@@ -22,7 +22,9 @@ from mesh_middleware.policy.intentions import Action
 
 _START_SECONDS = 15.0
 
-Intentions = str | Path | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None
+Intentions = (
+    str | Path | Iterable[str | Path] | Mapping[str, Any] | Iterable[Mapping[str, Any]] | None
+)
 
 
 class DevAgent:
@@ -30,8 +32,8 @@ class DevAgent:
 
     `port`: 0 takes a free one, which stays the same for the agent's life. `host`: a loopback
     address. `intentions`: match-API rows or config entries, or the path of a JSON or YAML file of
-    them, which is read again when it changes. `default_action`: what happens when no intention
-    matches, ``allow`` or ``deny``. `leaf_ttl_seconds`: life of a leaf certificate.
+    them, or several paths; a file is read again when it changes. `default_action`: what happens if
+    no intention matches, ``allow`` or ``deny``. `leaf_ttl_seconds`: life of a leaf certificate.
 
     A context manager; `start` and `stop` may be called by hand, and again. ConfigError for a wrong
     argument, an unusable intentions file, or a port that is taken (its cause is the OSError).
@@ -57,13 +59,8 @@ class DevAgent:
             datacenter=datacenter,
             leaf_ttl_seconds=leaf_ttl_seconds,
         )
-        self._file: WatchedFile | None = None
-        self._given: list[Entry] = []
-        if isinstance(intentions, (str, Path)):
-            self._file = WatchedFile(Path(intentions))
-        elif intentions is not None:
-            given = intentions if isinstance(intentions, Mapping) else list(intentions)
-            self._given = entries_of(given)
+        self._paths, self._given = _paths_and_entries(intentions)
+        self._files: WatchedFiles | None = None
         self._control = threading.Lock()
         self._thread: threading.Thread | None = None
         self._server: AgentServer | None = None
@@ -117,7 +114,7 @@ class DevAgent:
         sock = self._listen()
         self._port = sock.getsockname()[1]
         self._store.reopen()
-        self._server = AgentServer(self._store, self._file)
+        self._server = AgentServer(self._store, self._files)
         self._thread = threading.Thread(
             target=self._server.serve_socket, args=(sock,), name="mesh-dev-agent", daemon=True
         )
@@ -181,9 +178,9 @@ class DevAgent:
             store.replace_entries((), self._given)
         except RefusedError as error:
             raise ConfigError(f"intentions: {error.text}") from None
-        if self._file is not None:
-            self._file = WatchedFile(self._file.path)
-            self._file.load(store)
+        if self._paths:
+            self._files = WatchedFiles(self._paths)
+            self._files.load(store)
         return store
 
     def _listen(self) -> socket.socket:
@@ -199,6 +196,19 @@ class DevAgent:
                 f"cannot listen on {self.address}: {error.strerror}; choose another port"
             ) from error
         return sock
+
+
+def _paths_and_entries(intentions: Intentions) -> tuple[list[Path], list[Entry]]:
+    """What was given, as files or as entries; one of the two is empty."""
+    if intentions is None:
+        return [], []
+    if isinstance(intentions, (str, Path)):
+        return [Path(intentions)], []
+    if isinstance(intentions, Mapping):
+        return [], entries_of(intentions)
+    given = list(intentions)
+    paths = [Path(item) for item in given if isinstance(item, (str, Path))]
+    return (paths, []) if paths and len(paths) == len(given) else ([], entries_of(given))
 
 
 def _loopback(host: str) -> str:

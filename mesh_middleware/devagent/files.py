@@ -1,12 +1,13 @@
-"""Intentions from a file that a person edits: JSON or YAML, read again when it changes.
+"""Intentions from files that a person edits: JSON or YAML, read again when one changes.
 
-One document, several, a list of them, or ``{"intentions": [...]}``; each is a row of the match API
-or a config entry.
+A file has one document, several, a list of them, or ``{"intentions": [...]}``; each is a row of the
+match API or a config entry.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -45,27 +46,39 @@ def read_file(path: Path) -> list[Entry]:
     return entries_of([row for document in documents for row in _flat(document)], what=str(path))
 
 
-class WatchedFile:
-    """Keeps a store's intentions equal to a file's; `check` often, from one thread.
+def read_files(paths: Sequence[Path]) -> list[Entry]:
+    """The config entries of all files; ConfigError also for an entry that two of them have."""
+    found: dict[tuple[str, str], tuple[Path, Entry]] = {}
+    for path in paths:
+        for entry in read_file(path):
+            kind, name = entry["Kind"], entry["Name"]
+            other, _ = found.setdefault((kind, name), (path, entry))
+            if other is not path:
+                raise ConfigError(f"{path}: {kind} {name!r} is in {other}, too; keep it in one")
+    return [entry for _, entry in found.values()]
 
-    A file that cannot be used leaves the last good content in place and is reported once for each
-    change of its condition. Entries that others wrote through the API stay, unless the file has
-    the same destination.
+
+class WatchedFiles:
+    """Keeps a store's intentions equal to those of files; `check` often, from one thread.
+
+    A file that cannot be used leaves the last good content of all in place and is reported once
+    for each change of its condition. Entries that others wrote through the API stay, unless a file
+    has the same destination.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, paths: Iterable[Path]) -> None:
+        self.paths = tuple(paths)
         self._seen: object = None
         self._keys: list[tuple[str, str]] = []
         self._said = ""
 
     def load(self, store: Store) -> None:
-        """Read the file now; ConfigError when it cannot be used, the store is as before then."""
+        """Read the files now; ConfigError when one cannot be used, the store is as before then."""
         self._seen = self._stamp()
         self._put(store)
 
     def check(self, store: Store) -> None:
-        """Read the file if it is another one than last time; never raises for a bad file."""
+        """Read the files if one is another than last time; never raises for a bad file."""
         stamp = self._stamp()
         if stamp == self._seen:
             return
@@ -78,22 +91,30 @@ class WatchedFile:
                 _log.error("%s; the last good intentions stay in force", error)
         else:
             self._said = ""
-            _log.info("%s: %d entries in force", self.path, len(self._keys))
+            _log.info("%s: %d entries in force", self._names, len(self._keys))
 
     def _put(self, store: Store) -> None:
-        entries = read_file(self.path)
+        entries = read_files(self.paths)
         try:
             store.replace_entries(self._keys, entries)
         except RefusedError as error:
-            raise ConfigError(f"{self.path}: {error.text}") from None
+            raise ConfigError(f"{self._names}: {error.text}") from None
         self._keys = [(entry["Kind"], entry["Name"]) for entry in entries]
 
-    def _stamp(self) -> tuple[int, ...] | str:
-        try:
-            stat = self.path.stat()
-        except OSError as error:
-            return str(error)
-        return stat.st_mtime_ns, stat.st_ino, stat.st_size
+    @property
+    def _names(self) -> str:
+        return ", ".join(map(str, self.paths))
+
+    def _stamp(self) -> object:
+        return [_stamp(path) for path in self.paths]
+
+
+def _stamp(path: Path) -> tuple[int, ...] | str:
+    try:
+        stat = path.stat()
+    except OSError as error:
+        return str(error)
+    return stat.st_mtime_ns, stat.st_ino, stat.st_size
 
 
 def _flat(document: Any) -> list[Any]:

@@ -11,7 +11,7 @@ import threading
 import uvicorn
 
 from mesh_middleware.devagent.app import create_app
-from mesh_middleware.devagent.files import WatchedFile
+from mesh_middleware.devagent.files import WatchedFiles
 from mesh_middleware.devagent.store import Store
 
 _log = logging.getLogger("mesh_middleware.devagent")
@@ -23,7 +23,7 @@ TICK_SECONDS = 0.2
 class AgentServer(uvicorn.Server):
     """uvicorn that says when it serves, and looks after the store while it does."""
 
-    def __init__(self, store: Store, file: WatchedFile | None) -> None:
+    def __init__(self, store: Store, files: WatchedFiles | None) -> None:
         config = uvicorn.Config(
             create_app(store),
             lifespan="off",
@@ -38,7 +38,7 @@ class AgentServer(uvicorn.Server):
         super().__init__(config)
         self.serving = threading.Event()
         self._store = store
-        self._file = file
+        self._files = files
 
     def serve_socket(self, sock: socket.socket) -> None:
         """The thread's body: serve until `should_exit`."""
@@ -65,7 +65,7 @@ class AgentServer(uvicorn.Server):
             await asyncio.sleep(TICK_SECONDS)
             try:
                 self._store.tick()
-                if self._file is not None:
-                    self._file.check(self._store)
+                if self._files is not None:
+                    self._files.check(self._store)
             except Exception:  # the edge of the agent's own thread: it has to go on
                 _log.exception("the development agent could not look after its state")

@@ -35,6 +35,7 @@ from mesh_middleware.server.goaway import GoAway
 from mesh_middleware.server.heartbeat import BEAT_SECONDS, Board, Phase
 from mesh_middleware.server.inner import inner_arguments
 from mesh_middleware.server.interface import is_wsgi
+from mesh_middleware.server.linger import cut_lingering
 from mesh_middleware.server.options import config_options
 from mesh_middleware.server.protocols import MeshScope
 from mesh_middleware.server.readiness import ready_line, wait_until_ready
@@ -203,7 +204,11 @@ class MeshServer(uvicorn.Server):
         for server in self.servers:
             server.close()
         await self._goaway.close_all()
-        await super().shutdown(sockets=sockets)
+        cutting = asyncio.create_task(cut_lingering(self.server_state.connections))
+        try:
+            await super().shutdown(sockets=sockets)
+        finally:
+            cutting.cancel()
 
 
 class Worker:

@@ -220,7 +220,8 @@ def resolver_for(mesh: StateSource) -> Resolver:
     if isinstance(mesh, MeshManager):
         return catalog_of(mesh)
     raise ConfigError(
-        "only a MeshManager can look up instances; give resolver=StaticResolver(mesh, {...})"
+        f"service {mesh.state.service!r}: only a MeshManager can look up instances; give "
+        "resolver=StaticResolver(mesh, {...}), or in a test with mesh_for() another httpx client"
     )
 
 

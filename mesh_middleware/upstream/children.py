@@ -17,7 +17,6 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from mesh_middleware.policy.spiffe import ServiceIdentity
-from mesh_middleware.state import StateSource
 from mesh_middleware.tls.contexts import MeshContext, TLSContexts, verified_peer
 from mesh_middleware.upstream.calls import Outgoing
 from mesh_middleware.upstream.endpoints import Endpoint, Endpoints
@@ -82,19 +81,19 @@ class Child:
 
 
 class Children:
-    """The children of one transport, for calls as the service of `mesh`.
+    """The children of one transport.
 
-    Safe from any thread; does no I/O itself. `make`: a child transport for a TLS context.
-    `parse`: makes URLs.
+    Safe from any thread; does no I/O itself. `contexts`: the newest ones of the calling service.
+    `make`: a child transport for a TLS context. `parse`: makes URLs.
     """
 
     def __init__(
         self,
-        mesh: StateSource,
+        contexts: Callable[[], TLSContexts | None],
         make: Callable[[MeshContext], Any],
         parse: Callable[[str], Any],
     ) -> None:
-        self._mesh = mesh
+        self._contexts = contexts
         self._make = make
         self._parse = parse
         self._lock = threading.Lock()
@@ -109,7 +108,7 @@ class Children:
         """
         with self._lock:
             # Read under the lock: a change that comes later finds this child when it retires.
-            contexts = self._mesh.state.contexts
+            contexts = self._contexts()
             if contexts is None:
                 raise ResolutionError("the mesh has no certificate for us any more")
             child = self._current.get(endpoint)

@@ -6,6 +6,7 @@ without I/O. The transports do the sending.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import Any
@@ -32,7 +33,13 @@ IDEMPOTENT = frozenset({"GET", "HEAD", "OPTIONS", "TRACE", "PUT", "DELETE"})
 
 
 class Requests:
-    """What both transports share. Safe from any thread."""
+    """What both transports share. Safe from any thread.
+
+    `mesh` and `resolver` are there once `bind` was called.
+    """
+
+    mesh: StateSource
+    resolver: Resolver
 
     def __init__(
         self,
@@ -48,22 +55,42 @@ class Requests:
     ) -> None:
         if attempts < 1:
             raise ConfigError(f"attempts: {attempts} is not 1 or more, such as 3")
-        self.mesh = runtime.manager_for(mesh) if isinstance(mesh, str) else mesh
+        self._given = mesh, resolver
+        self._binding = threading.Lock()
+        self.bound = False
         self.library: Any = library or httpx
-        self.resolver = resolver or resolver_for(self.mesh)
         self.names = Names(upstreams or {})
         self.attempts = attempts
         self.retry_idempotent = retry_idempotent
         self.balancer = Balancer()
         make: Callable[..., Any] = getattr(self.library, child)
         self.children = Children(
-            self.mesh,
+            lambda: self.mesh.state.contexts,
             lambda context: make(verify=context, trust_env=False, **options),
             self.library.URL,
         )
         self._seen: dict[UpstreamName, Endpoints] = {}
         # wrong options are found now, not at the first request
         make(verify=_no_context(), trust_env=False, **options)
+        if not isinstance(mesh, str):
+            self.bind()
+
+    def bind(self) -> None:
+        """Find the mesh of a service that was given by name; for the first request.
+
+        Not earlier: a client may be made while a module is imported, when the launcher has no
+        manager yet, and in a test that gives the application rules and never calls. May block.
+        ConfigError when a setting is wrong, or when nobody can look up instances; the next request
+        tries again.
+        """
+        with self._binding:
+            if self.bound:
+                return
+            given, resolver = self._given
+            mesh = runtime.manager_for(given) if isinstance(given, str) else given
+            self.resolver = resolver or resolver_for(mesh)
+            self.mesh = mesh
+            self.bound = True
 
     def name(self, request: Any) -> UpstreamName:
         url = request.url

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import threading
 import weakref
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -42,12 +43,13 @@ _THREADS = 16
 class AsyncMeshTransport(httpx.AsyncBaseTransport):
     """For `httpx.AsyncClient`: calls services of the mesh as the service of `mesh`.
 
-    `mesh`: a started `MeshManager`, or the name of a service, whose manager is started from the
-    environment on first use. `resolver`: who finds instances; the agent's catalogue by default.
-    `upstreams`: what hosts mean that are no Consul names, or names with a tag, a datacenter or
-    `failover`. `retry_idempotent`: also repeat GET, HEAD, OPTIONS, TRACE, PUT and DELETE that
-    failed after they were sent, when their body can be sent again. `attempts`: most instances
-    that one request is tried on. `httpx`: the library, httpx or httpx2. `options`: what
+    `mesh`: a started `MeshManager`, or the name of a service, whose manager is looked for with the
+    first request (so that the client may be made anywhere, while a module is imported too) and
+    started from the environment when there is none. `resolver`: who finds instances; the agent's
+    catalogue by default. `upstreams`: what hosts mean that are no Consul names, or names with a
+    tag, a datacenter or `failover`. `retry_idempotent`: also repeat GET, HEAD, OPTIONS, TRACE, PUT
+    and DELETE that failed after they were sent, when their body can be sent again. `attempts`: most
+    instances that one request is tried on. `httpx`: the library, httpx or httpx2. `options`: what
     ``httpx.AsyncHTTPTransport`` takes, such as ``http2`` and ``limits`` (for each instance).
 
     Raises the library's own errors: ConnectError and ConnectTimeout say what was looked for and
@@ -86,6 +88,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         requests = self._requests
         name = requests.name(request)
         attempts = requests.attempts_for(name, request)
+        if not requests.bound:
+            await anyio.to_thread.run_sync(requests.bind)
         self._follow()
         try:
             if requests.mesh.state.contexts is None:
@@ -199,16 +203,16 @@ class MeshTransport(httpx.BaseTransport):
             options=options,
         )
         self._stream = sync_stream(self._requests.library)
-        subscribe = getattr(self._requests.mesh, "subscribe", None)
-        self._unsubscribe: Callable[[], object] = (
-            _nothing if subscribe is None else subscribe(_weakly(self._changed))
-        )
+        self._unsubscribe: Callable[[], object] | None = None
+        self._following = threading.Lock()
 
     def handle_request(self, request: Any) -> Any:
         """Send one request; httpx calls this."""
         requests = self._requests
         name = requests.name(request)
         attempts = requests.attempts_for(name, request)
+        if self._unsubscribe is None:
+            self._follow()
         try:
             if requests.mesh.state.contexts is None:
                 contexts_within(requests.mesh, attempts.left)
@@ -242,6 +246,16 @@ class MeshTransport(httpx.BaseTransport):
         for closable in (*streams, *transports):
             closable.close()
 
+    def _follow(self) -> None:
+        """Hear of changes from now on."""
+        self._requests.bind()
+        with self._following:
+            if self._unsubscribe is None:
+                subscribe = getattr(self._requests.mesh, "subscribe", None)
+                self._unsubscribe = (
+                    _nothing if subscribe is None else subscribe(_weakly(self._changed))
+                )
+
     def _changed(self, state: MeshState) -> None:
         """In the manager's thread; closing a socket does not block."""
         self._requests.children.retire(state.contexts)
@@ -249,7 +263,10 @@ class MeshTransport(httpx.BaseTransport):
 
     def close(self) -> None:
         """Close all connections."""
-        self._unsubscribe()
+        with self._following:
+            if self._unsubscribe is not None:
+                self._unsubscribe()
+                self._unsubscribe = None
         for transport in self._requests.children.clear():
             transport.close()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import json
+import logging
 import ssl
 from collections.abc import Awaitable, Callable
 from pathlib import Path
@@ -93,6 +94,14 @@ def test_endpoint(call: Call, method: str, target: str, body: Any) -> None:
     assert (request.method, request.url.raw_path.decode()) == (method, target)
     assert (json.loads(request.content) if request.content else None) == body
     assert answer.json == {"ok": True}
+
+
+def test_the_log_of_the_application_has_no_line_for_each_request(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO)
+    ask(lambda c: c.update_check("service:web-1", "passing"))
+    assert not caplog.records
 
 
 def test_a_service_name_cannot_leave_its_place_in_the_path() -> None:

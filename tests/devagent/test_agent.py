@@ -114,7 +114,7 @@ def test_intentions_are_replaced_per_destination_and_deleted():
         ([ROW, ROW], '"web" => "api" is defined more than once'),
         ([{"SourceName": "web"}], "DestinationName must be set"),
         ([{**ROW, "Acton": "x"}], 'unknown field "Acton"'),
-        (["web"], "cannot unmarshal string"),
+        ([ROW, "web"], "cannot unmarshal string"),
         ([{**ROW, "SourceNS": "ns1"}], "Enterprise"),
         ([{**ROW, "DestinationNS": "ns1"}], "Enterprise"),
         ([{**ROW, "SourceSamenessGroup": "g"}], "Enterprise"),

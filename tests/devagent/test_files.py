@@ -140,8 +140,8 @@ def test_a_broken_file_keeps_the_last_good_content_and_says_so_once(tmp_path, ca
         assert "stay in force" in said
         assert sources(agent) == ["web"]
         replace(path, json.dumps([ROW, {**ROW, "Action": "x"}, ROW]))
-        seen = agent._file._seen
-        wait_for(lambda: agent._file._seen != seen or agent._file._stamp() == agent._file._seen)
+        seen = agent._files._seen
+        wait_for(lambda: agent._files._seen != seen or agent._files._stamp() == agent._files._seen)
         assert len(caplog.records) == 1, "the same trouble is said once"
         path.unlink()
         wait_for(lambda: len(caplog.records) == 2)
@@ -162,6 +162,32 @@ def test_a_file_that_clashes_with_what_others_wrote_changes_nothing(tmp_path, ca
         replace(path, json.dumps([l7]))
         wait_for(lambda: "incompatible with L7" in caplog.text)
         assert agent.intentions("api")[0]["Action"] == "allow"
+
+
+def test_each_service_may_have_a_file_of_its_own(tmp_path):
+    api, billing = tmp_path / "api.yaml", tmp_path / "billing.json"
+    api.write_text(YAML_ENTRY)
+    billing.write_text(json.dumps({**ROW, "DestinationName": "billing"}))
+    with DevAgent(intentions=[api, str(billing)]) as agent:
+        assert (sources(agent), sources(agent, "billing")) == (["web"], ["web"])
+        replace(billing, "[]")
+        wait_for(lambda: sources(agent, "billing") == [])
+        assert sources(agent) == ["web"]
+
+
+def test_one_service_in_two_files_is_refused(tmp_path):
+    one, two = tmp_path / "one.yaml", tmp_path / "two.yaml"
+    one.write_text(YAML_ENTRY)
+    two.write_text(YAML_ROW)
+    with pytest.raises(ConfigError, match=r"two\.yaml: .* 'api' is in .*one\.yaml, too"):
+        DevAgent(intentions=[one, two])
+
+
+def test_files_and_entries_are_not_mixed(tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(json.dumps([ROW]))
+    with pytest.raises(ConfigError, match="intention 0"):
+        DevAgent(intentions=[str(path), ROW])
 
 
 def test_a_restart_without_state_reads_the_file_again(tmp_path):

@@ -83,6 +83,19 @@ def test_a_second_signal_does_not_wait_for_open_requests(
         launched.says("second signal")
 
 
+@pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
+def test_a_client_that_does_not_read_its_idle_connection_holds_no_stop(
+    agent: DevAgent, loop: str
+) -> None:
+    """As httpx and requests keep theirs; the loops wait 30 s for the client's close_notify."""
+    with launch(agent, "--loop", loop) as launched:
+        launched.serves()
+        with closing(Caller.of(agent.address, "client").connect(launched.port)) as idle:
+            assert request(idle, "/whoami")[0] == 200
+            launched.signal()
+            assert launched.ends(10) == 0
+
+
 def test_a_stop_while_waiting_for_the_agent_is_a_clean_one() -> None:
     with Launched("http://127.0.0.1:1", "--wait", "forever", app=PLAIN) as launched:
         launched.says("still waiting")

@@ -17,7 +17,8 @@ import httpx2
 import pytest
 
 from mesh_middleware.errors import ConfigError
-from mesh_middleware.state import StaticState
+from mesh_middleware.state import StaticState, sources
+from mesh_middleware.testing import mesh_for
 from mesh_middleware.tls.certificates import X509SVID
 from mesh_middleware.tls.contexts import TLSContexts
 from mesh_middleware.upstream.names import UpstreamName
@@ -25,7 +26,7 @@ from mesh_middleware.upstream.resolver import StaticResolver
 from mesh_middleware.upstream.transport import AsyncMeshTransport, MeshTransport
 from tests.server.mesh import serving
 from tests.support import await_for, wait_for
-from tests.upstream.world import World
+from tests.upstream.world import World, new_world
 
 pytestmark = pytest.mark.anyio
 
@@ -442,6 +443,43 @@ def test_wrong_arguments_are_found_at_once(world: World) -> None:
         MeshTransport(StaticState(world.manager.state))
     with pytest.raises(ConfigError, match="host:port"):
         StaticResolver(world.manager, {"billing": ["127.0.0.1"]})
+
+
+def test_a_client_may_be_made_before_its_manager() -> None:
+    """As when a module is imported under the launcher, whose manager starts after that."""
+    transport = MeshTransport("late")
+    assert sources.get("late") is None
+    with new_world("late") as world, httpx.Client(transport=transport) as client:
+        server = world.add("billing")
+        assert client.get("http://billing/").json()["caller"] == "late"
+        world.rotated()
+        wait_for(lambda: not server.open, message="it does not hear of changes")
+
+
+async def test_a_client_may_be_made_before_its_manager_with_asyncio() -> None:
+    transport = AsyncMeshTransport("late")
+    assert sources.get("late") is None
+    with new_world("late") as world:
+        world.add("billing")
+        async with httpx.AsyncClient(transport=transport) as client:
+            assert (await client.get("http://billing/")).json()["caller"] == "late"
+
+
+async def test_a_client_that_never_calls_starts_no_manager() -> None:
+    async with httpx.AsyncClient(transport=AsyncMeshTransport("idle")):
+        pass
+    with httpx.Client(transport=MeshTransport("idle")):
+        pass
+    assert sources.get("idle") is None
+
+
+def test_rules_of_a_test_find_nobody_to_call_and_say_so() -> None:
+    with httpx.Client(transport=MeshTransport("web")) as client:
+        with mesh_for("web"), pytest.raises(ConfigError, match="another httpx client"):
+            client.get("http://billing/")
+        with new_world() as world:  # the next request looks again
+            world.add("billing")
+            assert client.get("http://billing/").json()["caller"] == "web"
 
 
 def test_a_closed_manager_says_so(world: World, calling: Any) -> None:
