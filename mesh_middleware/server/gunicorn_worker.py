@@ -7,10 +7,13 @@ beside the lines of `mesh_middleware.server.gunicorn`. Needs the package ``uvico
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
+from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # no py.typed in 27
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # no py.typed in 0.4
 
+from mesh_middleware.server.linger import CuttingServer
 from mesh_middleware.server.protocols import MeshHTTP, MeshScope
 
 
@@ -31,6 +34,15 @@ class MeshUvicornWorker(UvicornWorker):  # type: ignore[misc]  # for the same re
 
     def _ssl_context(self, _config: Any, default: Any) -> Any:
         return self.cfg.ssl_context(self.cfg, default)
+
+    async def _serve(self) -> None:
+        """As in the base class (0.4), but a silent client does not hold the stop."""
+        self.config.app = self.wsgi
+        server = CuttingServer(config=self.config)
+        self._install_sigquit_handler()
+        await server.serve(sockets=self.sockets)
+        if not server.started:
+            sys.exit(Arbiter.WORKER_BOOT_ERROR)
 
     def load_wsgi(self) -> None:
         """Load the application, which gunicorn calls WSGI whatever it is."""

@@ -10,13 +10,28 @@ each stop for half a minute.
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Collection
 from typing import Any
+
+import uvicorn
 
 LINGER_SECONDS = 1.0
 """How long the other side has for its goodbye: many round trips."""
 
 _LOOK_SECONDS = 0.1
+
+
+class CuttingServer(uvicorn.Server):
+    """uvicorn's server, which cuts such connections while it stops."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain as uvicorn does."""
+        cutting = asyncio.create_task(cut_lingering(self.server_state.connections))
+        try:
+            await super().shutdown(sockets=sockets)
+        finally:
+            cutting.cancel()
 
 
 async def cut_lingering(connections: Collection[Any]) -> None:

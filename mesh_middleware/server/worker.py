@@ -35,7 +35,7 @@ from mesh_middleware.server.goaway import GoAway
 from mesh_middleware.server.heartbeat import BEAT_SECONDS, Board, Phase
 from mesh_middleware.server.inner import inner_arguments
 from mesh_middleware.server.interface import is_wsgi
-from mesh_middleware.server.linger import cut_lingering
+from mesh_middleware.server.linger import CuttingServer
 from mesh_middleware.server.options import config_options
 from mesh_middleware.server.protocols import MeshScope
 from mesh_middleware.server.readiness import ready_line, wait_until_ready
@@ -165,7 +165,7 @@ def _threaded(app: Any, threads: int) -> ASGIApp:
     return ThreadedWSGI(app, threads)
 
 
-class MeshServer(uvicorn.Server):
+class MeshServer(CuttingServer):
     """uvicorn's server, whose signals are somebody else's and whose WebSockets end with 1001."""
 
     def __init__(
@@ -204,11 +204,7 @@ class MeshServer(uvicorn.Server):
         for server in self.servers:
             server.close()
         await self._goaway.close_all()
-        cutting = asyncio.create_task(cut_lingering(self.server_state.connections))
-        try:
-            await super().shutdown(sockets=sockets)
-        finally:
-            cutting.cancel()
+        await super().shutdown(sockets=sockets)
 
 
 class Worker:

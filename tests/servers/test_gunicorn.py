@@ -70,6 +70,19 @@ def test_preloaded_and_reloaded(worker: str, agent: DevAgent, tmp_path: Path) ->
         assert process.stop() == 0, process.log
 
 
+@pytest.mark.parametrize("worker", WORKERS)
+def test_an_idle_client_does_not_hold_the_stop(
+    worker: str, agent: DevAgent, tmp_path: Path
+) -> None:
+    """Clients with a pool read nothing from an idle connection, the server's goodbye neither."""
+    app, lines = WORKERS[worker]
+    with gunicorn(agent.address, app, tmp_path / "conf.py", *lines) as process:
+        process.answers("web")
+        with closing(Caller.of(agent.address, "web").connect(process.port, "api")) as sock:
+            assert get(sock)[0] == 200
+            assert process.stop() == 0, process.log  # within half of asyncio's 30 s
+
+
 def pid_of(process: Process) -> str:
     """The worker that answered; empty while one goes and drops what has not asked yet."""
     try:
