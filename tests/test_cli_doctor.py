@@ -11,14 +11,14 @@ import httpx
 import pytest
 from click.testing import CliRunner, Result
 
-from mesh_middleware import MeshConfig
+from mesh_middleware import MeshConfig, MeshManager
 from mesh_middleware.cli import main
-from mesh_middleware.commands.doctor import Level, Seen, examine
+from mesh_middleware.commands.doctor import WATCHED, Level, Seen, examine
 from mesh_middleware.devagent import DevAgent
 from mesh_middleware.testing import static_mesh
 from tests.consul.fake_agent import FakeAgent, Reply
 from tests.consul_agent import running_consul
-from tests.support import free_port
+from tests.support import free_port, wait_for
 
 ALLOW = {"SourceName": "a", "DestinationName": "web", "Action": "allow", "Precedence": 9}
 
@@ -153,6 +153,14 @@ def test_many_processes_come_near_the_agents_limit(fake: FakeAgent) -> None:
         "\nwarn  connections     161 for 40 processes"
         in doctor(fake.address, "--processes", "40").output
     )
+
+
+def test_a_process_holds_as_many_connections_as_are_counted() -> None:
+    with DevAgent() as agent, MeshManager(MeshConfig("web", address=agent.address)) as manager:
+        manager.wait_ready(10)
+        other_end = f"0100007F:{agent.port:04X} 01 "  # proc(5): established, seen from our side
+        table = Path("/proc/net/tcp")
+        wait_for(lambda: table.read_text().count(other_end) == WATCHED, 20)
 
 
 def test_a_wrong_setting_is_a_usage_error(tmp_path: Path) -> None:
