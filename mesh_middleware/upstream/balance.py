@@ -51,6 +51,7 @@ class Balancer:
         self._chance = chance or random.Random()  # noqa: S311 - no secret depends on it
         self._lock = threading.Lock()
         self._loads: dict[Endpoint, _Load] = {}
+        self._ejected: set[Endpoint] = set()
 
     def pick(self, endpoints: Endpoints, tried: Collection[Endpoint] = ()) -> Endpoint | None:
         """The instance for the next request, not one of `tried`; counted as busy from now on.
@@ -74,7 +75,7 @@ class Balancer:
         if load is not None and (load.failures or load.ejections):
             with self._lock:
                 load.failures = load.ejections = 0
-                load.ejected_until = 0.0
+                self._ejected.discard(endpoint)
 
     def failed(self, endpoint: Endpoint) -> None:
         """No connection could be made."""
@@ -86,6 +87,7 @@ class Balancer:
                 load.failures = 0
                 load.ejections += 1
                 load.ejected_until = self._clock() + seconds
+                self._ejected.add(endpoint)
 
     def forget(self, gone: Collection[Endpoint]) -> None:
         """Drop the counts of instances that are not listed any more, unless still busy."""
@@ -93,19 +95,26 @@ class Balancer:
             for endpoint in gone:
                 if endpoint in self._loads and not self._loads[endpoint].active:
                     del self._loads[endpoint]
+                    self._ejected.discard(endpoint)
 
     def _load(self, endpoint: Endpoint) -> _Load:
-        return self._loads.setdefault(endpoint, _Load())
+        found = self._loads.get(endpoint)
+        if found is None:
+            found = self._loads[endpoint] = _Load()
+        return found
 
     def _choose(self, endpoints: Endpoints, tried: Collection[Endpoint]) -> Endpoint | None:
-        now = self._clock()
-        out = {e for e, load in self._loads.items() if load.ejected_until > now}
-        for avoided in (out | set(tried), set(tried)) if out else (set(tried),):
+        out: Collection[Endpoint] = self._left_out() if self._ejected else ()
+        for avoided in ({*out, *tried}, tried) if out else (tried,):
             for tier in endpoints.tiers:
                 left = [e for e in tier if e not in avoided] if avoided else tier
                 if left:
                     return self._of_two(left)
         return None
+
+    def _left_out(self) -> Collection[Endpoint]:
+        now = self._clock()
+        return [e for e in self._ejected if self._loads[e].ejected_until > now]
 
     def _of_two(self, candidates: Sequence[Endpoint]) -> Endpoint:
         if len(candidates) == 1:

@@ -9,13 +9,12 @@ each handshake anyhow.
 from __future__ import annotations
 
 import asyncio
-import concurrent.futures
 import logging
 import threading
 import time
 import weakref
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from mesh_middleware.consul.client import Answer, ConsulClient
 from mesh_middleware.consul.decode_health import Health, Instance, decode_health
@@ -50,13 +49,17 @@ class _Answer:
 
 @dataclass(slots=True, eq=False)
 class _Watch:
-    """One query and its newest answer; None: there was none yet."""
+    """One query and its newest answer; None: there was none yet. `alive`: it is still watched."""
 
     query: _Query
     used: float
     answer: _Answer | None = None
     error: Exception | None = None
-    task: concurrent.futures.Future[None] | None = None
+    alive: bool = True
+
+    def end(self, _: object = None) -> None:
+        """Nobody watches any more."""
+        self.alive = False
 
     @property
     def final(self) -> bool:
@@ -66,10 +69,21 @@ class _Watch:
         )
 
 
-@dataclass(slots=True)
+@dataclass(frozen=True, slots=True)
 class _Built:
-    answers: list[_Answer | None] = field(default_factory=list)
-    endpoints: Endpoints | None = None
+    """The list of an upstream, and the watches and answers that it was made of."""
+
+    watches: tuple[_Watch, ...]
+    answers: tuple[_Answer | None, ...]
+    endpoints: Endpoints | None
+
+    def holds(self, now: float) -> bool:
+        """Whether there is nothing newer. Its watches are in use at `now`, monotonic seconds."""
+        for watch, answer in zip(self.watches, self.answers, strict=True):
+            if watch.answer is not answer or not watch.alive:
+                return False
+            watch.used = now
+        return True
 
 
 class CatalogResolver:
@@ -84,13 +98,11 @@ class CatalogResolver:
 
     def known(self, name: UpstreamName) -> Endpoints | None:
         """The passing instances in the mesh; starts to watch when nobody did."""
-        watches = self._watch(name)
-        built = self._built.setdefault(name, _Built())
-        answers = [watch.answer for watch in watches]
-        if len(answers) != len(built.answers) or any(
-            new is not old for new, old in zip(answers, built.answers, strict=True)
-        ):
-            built.answers, built.endpoints = answers, _endpoints(name, answers)
+        built = self._built.get(name)
+        if built is None or not built.holds(time.monotonic()):
+            watches = self._watch(name)
+            answers = tuple(watch.answer for watch in watches)
+            built = self._built[name] = _Built(watches, answers, _endpoints(name, answers))
         return built.endpoints
 
     def wait(self, name: UpstreamName, timeout: float | None) -> Endpoints:
@@ -112,20 +124,20 @@ class CatalogResolver:
 
     # -- watching -----------------------------------------------------------------------------
 
-    def _watch(self, name: UpstreamName) -> list[_Watch]:
+    def _watch(self, name: UpstreamName) -> tuple[_Watch, ...]:
         where = (name.namespace or "", name.partition or "")
         datacenters = (name.datacenter or "", *name.failover)
-        return [self._one((name.service, datacenter, *where)) for datacenter in datacenters]
+        return tuple(self._one((name.service, datacenter, *where)) for datacenter in datacenters)
 
     def _one(self, query: _Query) -> _Watch:
         watch = self._watches.get(query)
         now = time.monotonic()
-        if watch is not None and watch.task is not None and not watch.task.done():
+        if watch is not None and watch.alive:
             watch.used = now
             return watch
         with self._changed:
             watch = self._watches.get(query)
-            if watch is None or watch.task is None or watch.task.done():
+            if watch is None or not watch.alive:
                 self._make_room()
                 watch = _Watch(query, now)
                 self._start(watch)
@@ -134,7 +146,7 @@ class CatalogResolver:
 
     def _make_room(self) -> None:
         """Forget watches that ended; ResolutionError when there are too many that did not."""
-        alive = {q: w for q, w in self._watches.items() if w.task and not w.task.done()}
+        alive = {query: watch for query, watch in self._watches.items() if watch.alive}
         if len(alive) >= MAX_WATCHES:
             raise ResolutionError(
                 f"{MAX_WATCHES} upstreams are watched already, each on a connection of its own to "
@@ -149,9 +161,10 @@ class CatalogResolver:
             raise ResolutionError("the mesh manager is gone")
         try:
             running = self._run(watch, manager.client, manager.config.wait_seconds)
-            watch.task = manager.run_coroutine(running)
+            task = manager.run_coroutine(running)
         except NotReadyError as error:
             raise ResolutionError(str(error)) from error
+        task.add_done_callback(watch.end)
 
     async def _run(self, watch: _Watch, client: ConsulClient, wait: float) -> None:
         service, *where = watch.query

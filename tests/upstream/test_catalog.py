@@ -172,8 +172,7 @@ def test_upstreams_that_nobody_asks_for_are_forgotten(
     resolver = catalog_of(world.manager)
     assert resolver.known(BILLING) is None
     (watch,) = resolver._watches.values()
-    assert watch.task is not None
-    watch.task.result(5)
+    wait_for(lambda: not watch.alive)
     monkeypatch.setattr(catalog, "IDLE_SECONDS", 600.0)
     assert ids(world) == [["one"]]  # and watched anew
 
