@@ -53,7 +53,7 @@ class BoundedHead:
         """As in the base class, unless the head is too long."""
         before = self.cycle
         super().data_received(data)  # type: ignore[misc]
-        if self.cycle is not before or not self._in_head():
+        if self.cycle is not before or not self.idle():
             self._disarm()
             return
         self._head += len(data)
@@ -65,7 +65,8 @@ class BoundedHead:
         elif self._timer is None:
             self._arm()
 
-    def _in_head(self) -> bool:
+    def idle(self) -> bool:
+        """Whether no request is open: the next one has not come, or not all of its head."""
         cycle = self.cycle
         return cycle is None or (cycle.response_complete and not cycle.more_body)
 
