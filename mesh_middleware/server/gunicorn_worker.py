@@ -7,14 +7,25 @@ beside the lines of `mesh_middleware.server.gunicorn`. Needs the package ``uvico
 
 from __future__ import annotations
 
+import socket
 import sys
 from typing import Any
 
 from gunicorn.arbiter import Arbiter  # type: ignore[import-untyped]  # no py.typed in 27
+from uvicorn import Server
 from uvicorn_worker import UvicornWorker  # type: ignore[import-untyped]  # no py.typed in 0.4
 
-from mesh_middleware.server.linger import CuttingServer
+from mesh_middleware.server.linger import lingering_cut
 from mesh_middleware.server.protocols import MeshHTTP, MeshScope
+
+
+class _Server(Server):
+    """uvicorn's server, whose stop no silent client holds."""
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """Drain as uvicorn does."""
+        async with lingering_cut(self.server_state.connections):
+            await super().shutdown(sockets=sockets)
 
 
 class MeshUvicornWorker(UvicornWorker):  # type: ignore[misc]  # for the same reason
@@ -36,9 +47,9 @@ class MeshUvicornWorker(UvicornWorker):  # type: ignore[misc]  # for the same re
         return self.cfg.ssl_context(self.cfg, default)
 
     async def _serve(self) -> None:
-        """As in the base class (0.4), but a silent client does not hold the stop."""
+        """As in the base class (0.4), with a server of ours."""
         self.config.app = self.wsgi
-        server = CuttingServer(config=self.config)
+        server = _Server(config=self.config)
         self._install_sigquit_handler()
         await server.serve(sockets=self.sockets)
         if not server.started:

@@ -74,31 +74,40 @@ class Board:
             self.reports.retire(slot)
         self._cells[slot * _FIELDS : (slot + 1) * _FIELDS] = (0.0, 0.0, 0.0)
 
+    def ready(self, slot: int) -> bool:
+        """Whether the worker of `slot` serves, can decide, and its loop answers."""
+        written, phase, missing = self._row(slot)
+        fresh = self._clock() - written <= STALE_SECONDS
+        return phase is Phase.SERVING and not missing and fresh
+
     def phases(self) -> list[Phase]:
         """How far each worker says it is, however long ago."""
-        return [Phase(int(self._cells[slot * _FIELDS + 1])) for slot in range(self.slots)]
+        return [self._row(slot)[1] for slot in range(self.slots)]
 
     def health(self) -> Health:
         """What the rows say now."""
         now = self._clock()
         reasons, hanging, seen, ready = [], 0, 0, False
         for slot in range(self.slots):
-            written, phase, bits = self._cells[slot * _FIELDS : (slot + 1) * _FIELDS]
-            if int(phase) == Phase.ABSENT:
-                reasons.append("starting")
+            written, phase, missing = self._row(slot)
+            if phase is Phase.ABSENT:  # to come, or a row to spare
                 continue
             seen += 1
-            missing = [part for i, part in enumerate(PARTS) if int(bits) >> i & 1]
             if now - written > STALE_SECONDS:
                 hanging += 1
                 age = math.floor(now - written)
                 reasons.append(f"the event loop has not answered for {age} s")
-            elif int(phase) != Phase.SERVING:
-                reasons.append(Phase(int(phase)).name.lower())
+            elif phase is not Phase.SERVING:
+                reasons.append(phase.name.lower())
             elif missing:
                 reasons.append("missing: " + ", ".join(missing))
             else:
                 ready = True
         alive = not (seen and hanging == seen)
-        why = "" if alive and ready else "; ".join(dict.fromkeys(reasons))
+        why = "" if alive and ready else "; ".join(dict.fromkeys(reasons)) or "starting"
         return Health(alive, ready, why)
+
+    def _row(self, slot: int) -> tuple[float, Phase, list[str]]:
+        written, phase, bits = self._cells[slot * _FIELDS : (slot + 1) * _FIELDS]
+        missing = [part for i, part in enumerate(PARTS) if int(bits) >> i & 1]
+        return written, Phase(int(phase)), missing

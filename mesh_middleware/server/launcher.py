@@ -6,6 +6,7 @@ serves itself; with ``--workers`` and ``--reload`` it starts processes that do.
 Start: bind the port; wait for the mesh state; register, critical; listen; pass.
 Stop: check critical; grace, so that callers look elsewhere; listeners closed; WebSockets 1001;
 drain; deregister; exit 0. A second signal skips what is left of it.
+Restart, with ``--workers``: SIGHUP replaces the workers one after the other; see `supervisor`.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import os
 import socket
 import sys
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from types import MappingProxyType
@@ -35,7 +36,7 @@ from mesh_middleware.server.presence import Presence, registration_of
 from mesh_middleware.server.reload import Reloader
 from mesh_middleware.server.reports import SharedReports
 from mesh_middleware.server.signals import Signals
-from mesh_middleware.server.supervisor import Supervisor
+from mesh_middleware.server.supervisor import SPARE_ROWS, Supervisor
 from mesh_middleware.server.worker import WSGI_THREADS, Settings, Worker, uvicorn_config
 
 logger = logging.getLogger("mesh_middleware.server")
@@ -77,6 +78,11 @@ class Serving(Protocol):
         ...
 
 
+def cannot_restart() -> None:
+    """What SIGHUP does without workers: it must not end the service, and it cannot restart it."""
+    logger.warning("SIGHUP restarts nothing here: that needs --workers (--workers 1 will do)")
+
+
 class Launcher:
     """One launch of `settings` at `placement`. Call `run` once, in the main thread."""
 
@@ -85,10 +91,12 @@ class Launcher:
         self._placement = placement
         self._options = settings.options
         self._reload = bool(self._options.get("reload"))
-        self._workers = int(self._options.get("workers") or os.environ.get("WEB_CONCURRENCY") or 1)
-        if (self._reload or self._workers > 1) and not isinstance(settings.app, str):
+        workers = self._options.get("workers")
+        self._workers = int(workers or os.environ.get("WEB_CONCURRENCY") or 1)
+        self._supervised = not self._reload and (workers is not None or self._workers > 1)
+        if (self._reload or self._supervised) and not isinstance(settings.app, str):
             raise ConfigError("give the application as 'module:attribute' for workers or reload")
-        self._board = Board(1 if self._reload else self._workers)
+        self._board = Board(self._workers + SPARE_ROWS if self._supervised else 1)
         if placement.ops_port is not None:
             self._board.reports = SharedReports(self._board.slots)
         self._signals = Signals()
@@ -125,7 +133,7 @@ class Launcher:
             self._settings.config.service,
             display_address(listener),
             self._settings.config.address,
-            f", {self._workers} workers" if self._board.slots > 1 else "",
+            f", {self._workers} workers" if self._supervised else "",
         )
         if self._settings.middleware.get("enforcement") == EnforcementMode.AUDIT:
             logger.warning("AUDIT MODE (--enforcement audit): nothing is refused by an intention")
@@ -156,9 +164,9 @@ class Launcher:
             )
         if self._reload:
             return self._reloading([listener])
-        if self._workers > 1:
+        if self._supervised:
             supervisor = Supervisor(self._settings, self._board, [listener])
-            self._drive(supervisor)
+            self._drive(supervisor, supervisor.restart)
             return self._outcome(supervisor.run())
         worker = Worker(self._settings, self._board)
         self._drive(worker)
@@ -171,10 +179,10 @@ class Launcher:
         )
         return self._outcome(reloader.serve())
 
-    def _drive(self, serving: Serving) -> None:
+    def _drive(self, serving: Serving, restart: Callable[[], None] = cannot_restart) -> None:
         """From now on signals stop `serving`, with the check critical and the grace before."""
         self._serving = serving
-        self._signals.call(stop=self._begin_to_stop, force=self._force)
+        self._signals.call(stop=self._begin_to_stop, force=self._force, restart=restart)
 
     def _begin_to_stop(self) -> None:
         threading.Thread(target=self._withdraw_and_stop, name="mesh-stop", daemon=True).start()
@@ -233,8 +241,8 @@ def serve(
 ) -> ExitCode:
     """Serve `app` as `service` of the mesh until a signal says stop; the exit code for the process.
 
-    `app`: an ASGI or WSGI application, or ``"module:attribute"`` (needed for `workers` and
-    `reload`). `wsgi_threads`: requests of a WSGI application at a time, in each worker process.
+    `app`: an ASGI or WSGI application, or ``"module:attribute"`` (needed for `workers`, 1 too,
+    and `reload`). `wsgi_threads`: requests of a WSGI application at a time, in each worker process.
     `config`: how to reach the agent; None reads the environment (``CONSUL_HTTP_ADDR`` and so on).
     `wait`: seconds to wait for the first mesh state; 0 serves at once and refuses until it is
     there; None waits for ever. `register`, `advertise`, `tags`, `meta`: the entry in the
@@ -246,7 +254,7 @@ def serve(
     `uvicorn.run`, but for TLS and proxy headers, which the mesh decides.
 
     What goes wrong is logged and is in the exit code (`ExitCode`); ConfigError only for a wrong
-    argument. Call it in the main thread, where it owns SIGTERM and SIGINT.
+    argument. Call it in the main thread, where it owns SIGTERM, SIGINT and SIGHUP.
     """
     env_file = uvicorn_options.pop("env_file", None)
     if env_file is not None:

@@ -10,53 +10,58 @@ each stop for half a minute.
 from __future__ import annotations
 
 import asyncio
-import socket
-from collections.abc import Collection
+import contextlib
+import fcntl
+import struct
+import termios
+from collections.abc import AsyncIterator, Collection
 from typing import Any
 
-import uvicorn
-
 LINGER_SECONDS = 1.0
-"""How long the other side has for its goodbye: many round trips."""
+"""How long the other side has for its goodbye, once it has everything else: many round trips."""
 
 _LOOK_SECONDS = 0.1
 
 
-class CuttingServer(uvicorn.Server):
-    """uvicorn's server, which cuts such connections while it stops."""
-
-    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Drain as uvicorn does."""
-        cutting = asyncio.create_task(cut_lingering(self.server_state.connections))
-        try:
-            await super().shutdown(sockets=sockets)
-        finally:
-            cutting.cancel()
-
-
-async def cut_lingering(connections: Collection[Any]) -> None:
-    """Abort each of `connections` once it is closing for `LINGER_SECONDS`; for a task to cancel.
+@contextlib.asynccontextmanager
+async def lingering_cut(connections: Collection[Any]) -> AsyncIterator[None]:
+    """While in the block, abort each of `connections` that only waits for its client's goodbye.
 
     `connections`: uvicorn's protocols, looked at again and again. One that has something to send
     is left to the loop: its client may be slow.
     """
+    cutting = asyncio.create_task(_cut(connections))
+    try:
+        yield
+    finally:
+        cutting.cancel()
+
+
+async def _cut(connections: Collection[Any]) -> None:
     loop = asyncio.get_running_loop()
-    closing: dict[Any, float] = {}
+    waiting: dict[Any, float] = {}  # since when there was nothing to send, at no look
     while True:
         now = loop.time()
         for connection in tuple(connections):
             transport = getattr(connection, "transport", None)
-            if transport is None or not transport.is_closing():
-                continue
-            over = now - closing.setdefault(connection, now) >= LINGER_SECONDS
-            if over and not _unsent(transport):
+            if transport is None or not transport.is_closing() or unsent(transport):
+                waiting.pop(connection, None)
+            elif now - waiting.setdefault(connection, now) >= LINGER_SECONDS:
                 transport.abort()
         await asyncio.sleep(_LOOK_SECONDS)
 
 
-def _unsent(transport: asyncio.WriteTransport) -> int:
-    """Bytes that wait to be sent."""
+def unsent(transport: asyncio.WriteTransport) -> int:
+    """Bytes that the other side's kernel has not taken yet, as far as `transport` and ours tell.
+
+    A transport below a TLS transport may hold more for a moment, until ours takes it.
+    """
     try:
-        return transport.get_write_buffer_size()
+        held = transport.get_write_buffer_size()
     except AttributeError:  # asyncio's TLS transport, closed twice (Python 3.11): nothing is known
-        return 0
+        held = 0
+    sock = transport.get_extra_info("socket")
+    if sock is None or sock.fileno() < 0:
+        return held
+    queued: int = struct.unpack("i", fcntl.ioctl(sock.fileno(), termios.TIOCOUTQ, bytes(4)))[0]
+    return held + queued  # Linux: tcp(7), SIOCOUTQ

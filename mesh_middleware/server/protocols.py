@@ -19,6 +19,8 @@ import asyncio
 import functools
 import logging
 import ssl
+import time
+import weakref
 from collections.abc import Callable, Mapping
 from types import MappingProxyType
 from typing import Any, ClassVar
@@ -38,7 +40,19 @@ TLS_KEY = "mesh_middleware.tls"
 
 _TLS_VERSIONS = MappingProxyType({"TLSv1.2": 0x0303, "TLSv1.3": 0x0304})
 
+HANDSHAKE_SECONDS = 3.0
+"""For so long a new connection may be in its handshake: nobody is told of one that failed."""
+
 logger = logging.getLogger("mesh_middleware.server")
+
+_handshakes: weakref.WeakSet[MeshHTTP] = weakref.WeakSet()
+"""When a handshake is done, uvicorn's protocol takes over and nobody refers to ours any more."""
+
+
+def shaking_hands() -> bool:
+    """Whether this process has accepted connections whose handshake may be going on."""
+    since = time.monotonic() - HANDSHAKE_SECONDS
+    return any(connection.accepted > since for connection in tuple(_handshakes))
 
 
 class MeshHTTP(asyncio.Protocol):
@@ -63,6 +77,8 @@ class MeshHTTP(asyncio.Protocol):
             _loop=_loop,
         )
         self._app_state = app_state
+        self.accepted = time.monotonic()
+        _handshakes.add(self)
 
     def connection_made(self, transport: Any) -> None:
         """The handshake is done: let uvicorn's protocol take over, knowing who called.

@@ -1,4 +1,4 @@
-"""The launcher owns SIGTERM and SIGINT: uvicorn would raise them again after a clean stop."""
+"""The launcher owns the signals: uvicorn would raise SIGTERM again after a clean stop."""
 
 from __future__ import annotations
 
@@ -8,9 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+_OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
 
 class Signals:
-    """SIGTERM and SIGINT while the launcher runs: the first stops, the second forces.
+    """SIGTERM and SIGINT while the launcher runs: the first stops, the second forces. SIGHUP
+    restarts, before that.
 
     `stopping` is set by the first. The callbacks run in the main thread, between two bytecodes.
     """
@@ -20,15 +23,21 @@ class Signals:
         self.forced = threading.Event()
         self._on_stop: Callable[[], None] = lambda: None
         self._on_force: Callable[[], None] = lambda: None
+        self._on_restart: Callable[[], None] = lambda: None
 
-    def call(self, *, stop: Callable[[], None], force: Callable[[], None]) -> None:
-        """What to do from now on; done at once when the signal was there before."""
-        self._on_stop, self._on_force = stop, force
+    def call(
+        self, *, stop: Callable[[], None], force: Callable[[], None], restart: Callable[[], None]
+    ) -> None:
+        """What to do from now on; a stop is done at once when its signal was there before."""
+        self._on_stop, self._on_force, self._on_restart = stop, force, restart
         if self.stopping.is_set():
             stop()
 
-    def _handle(self, _signum: int, _frame: FrameType | None) -> None:
-        if not self.stopping.is_set():
+    def _handle(self, signum: int, _frame: FrameType | None) -> None:
+        if signum == signal.SIGHUP:
+            if not self.stopping.is_set():
+                self._on_restart()
+        elif not self.stopping.is_set():
             self.stopping.set()
             self._on_stop()
         elif not self.forced.is_set():
@@ -41,7 +50,7 @@ class Signals:
         if threading.current_thread() is not threading.main_thread():
             yield self
             return
-        before = {s: signal.signal(s, self._handle) for s in (signal.SIGTERM, signal.SIGINT)}
+        before = {s: signal.signal(s, self._handle) for s in _OURS}
         try:
             yield self
         finally:

@@ -30,12 +30,13 @@ from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.middleware.asgi import MeshMiddleware
 from mesh_middleware.observe.report import Reporter
 from mesh_middleware.server.context import ServerContext
+from mesh_middleware.server.drain import let_clients_go
 from mesh_middleware.server.exits import ExitCode, LaunchError
 from mesh_middleware.server.goaway import GoAway
 from mesh_middleware.server.heartbeat import BEAT_SECONDS, Board, Phase
 from mesh_middleware.server.inner import inner_arguments
 from mesh_middleware.server.interface import is_wsgi
-from mesh_middleware.server.linger import CuttingServer
+from mesh_middleware.server.linger import lingering_cut
 from mesh_middleware.server.options import config_options
 from mesh_middleware.server.protocols import MeshScope
 from mesh_middleware.server.readiness import ready_line, wait_until_ready
@@ -165,15 +166,25 @@ def _threaded(app: Any, threads: int) -> ASGIApp:
     return ThreadedWSGI(app, threads)
 
 
-class MeshServer(CuttingServer):
-    """uvicorn's server, whose signals are somebody else's and whose WebSockets end with 1001."""
+class MeshServer(uvicorn.Server):
+    """uvicorn's server, whose signals are somebody else's and whose clients are told of the end.
+
+    `patient`: connections may end without haste, see `drain`.
+    """
 
     def __init__(
-        self, config: uvicorn.Config, goaway: GoAway, beat: Callable[[Phase], None]
+        self,
+        config: uvicorn.Config,
+        goaway: GoAway,
+        beat: Callable[[Phase], None],
+        *,
+        patient: bool = True,
     ) -> None:
         super().__init__(config)
         self._goaway = goaway
         self._beat = beat
+        self._patient = patient
+        self._phase = Phase.SERVING
         self._heart: asyncio.Task[None] | None = None
 
     @contextlib.contextmanager
@@ -184,27 +195,31 @@ class MeshServer(CuttingServer):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then let the heart beat."""
         await super().startup(sockets=sockets)
-        self._beat(Phase.SERVING)
+        self._beat(self._phase)
         self._heart = asyncio.create_task(self._beat_on(), name="mesh-heartbeat")
 
     async def _beat_on(self) -> None:
         parent = os.getppid()
         while True:
             await asyncio.sleep(BEAT_SECONDS)
-            self._beat(Phase.SERVING)
+            self._beat(self._phase)
             if os.getppid() != parent:
                 logger.error("the parent process is gone; stopping")
                 self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """Close the listeners, say goodbye to WebSockets, then drain as uvicorn does."""
-        if self._heart is not None:
-            self._heart.cancel()
-        self._beat(Phase.STOPPING)
+        """Close the listeners, say goodbye to clients, then drain as uvicorn does."""
+        self._phase = Phase.STOPPING
+        self._beat(self._phase)
         for server in self.servers:
             server.close()
         await self._goaway.close_all()
-        await super().shutdown(sockets=sockets)
+        async with lingering_cut(self.server_state.connections):
+            await let_clients_go(self, patient=self._patient)
+            await super().shutdown(sockets=sockets)
+        if self._heart is not None:
+            self._heart.cancel()
+        self._beat(self._phase)  # what was decided since counts as well
 
 
 class Worker:
@@ -222,7 +237,9 @@ class Worker:
         self._manager = MeshManager(settings.config)
         self._reporter = None if board.reports is None else Reporter(self._manager)
         self._goaway = GoAway(_no_app)
-        self._server = MeshServer(self._config, self._goaway, self._beat)
+        # who changed a file wants to see it now
+        patient = not settings.options.get("reload")
+        self._server = MeshServer(self._config, self._goaway, self._beat, patient=patient)
 
     def stop(self) -> None:
         """Finish what is open and return from `run`."""
@@ -283,8 +300,9 @@ class ChildProcess:
     def __call__(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve, then exit the process."""
         worker = Worker(self.settings, self.board, self.slot)
-        # Ctrl-C reaches the whole terminal group, but the parent decides when workers stop
+        # Ctrl-C and a closed terminal reach the whole group, but the parent decides
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
         calls = iter((worker.stop,))
         signal.signal(signal.SIGTERM, lambda *_: next(calls, worker.force)())
         try:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from mesh_middleware.devagent import DevAgent
 from tests.e2e.launch import PLAIN, ROOT, Caller, Launched, health, worker_pids
+from tests.server.mesh import request
 from tests.support import wait_for
 
 
@@ -87,7 +89,7 @@ def test_a_changed_file_is_served_and_the_registration_stays(
     module.write_text(source)
     launched = Launched(
         agent.address,
-        *("--reload", "--reload-delay", "0.05"),
+        *("--reload", "--reload-delay", "0.05", "--timeout-keep-alive", "60"),
         app="changing:app",
         service="fresh",
         env={"MESH_DEFAULT_ACTION": "allow"},
@@ -103,8 +105,10 @@ def test_a_changed_file_is_served_and_the_registration_stays(
                 return b"".join(iter(lambda: sock.recv(4096), b""))
 
         assert b'"caller":"client"' in answer()
-        module.write_text(source.replace('"caller":', '"visitor":'))
-        launched.says("Application startup complete", times=2)
+        with closing(caller.connect(launched.port, "fresh")) as idle:  # nobody waits for it
+            assert request(idle, "/whoami")[0] == 200
+            module.write_text(source.replace('"caller":', '"visitor":'))
+            launched.says("Application startup complete", times=2)
         assert b'"visitor":"client"' in answer()
         wait_for(lambda: health(agent.address, "fresh", passing=True))
         assert launched.log.count("registered as fresh-") == 1

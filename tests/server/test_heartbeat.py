@@ -72,3 +72,26 @@ def test_spawned_processes_write_the_same_board() -> None:
     wait_for(lambda: board.health().ready, 20)
     process.join(10)
     assert board.phases() == [Phase.ABSENT, Phase.SERVING]
+
+
+def test_a_row_to_spare_says_nothing(clock: Clock) -> None:
+    board = Board(2, clock=clock)
+    assert board.health() == Health(True, False, "starting")
+    board.beat(0, Phase.SERVING, ("leaf",))
+    assert board.health() == Health(True, False, "missing: leaf")
+
+
+def test_a_worker_is_ready_when_it_serves_and_can_decide_and_answers(clock: Clock) -> None:
+    board = Board(1, clock=clock)
+    assert not board.ready(0)
+    for phase, missing, ready in (
+        (Phase.STARTING, (), False),
+        (Phase.SERVING, ("leaf",), False),
+        (Phase.SERVING, (), True),
+        (Phase.STOPPING, (), False),
+    ):
+        board.beat(0, phase, missing)
+        assert board.ready(0) is ready
+    board.beat(0, Phase.SERVING)
+    clock.now += STALE_SECONDS + 0.1
+    assert not board.ready(0)

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import logging
 import pickle
+import signal
 import socket
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -141,10 +143,12 @@ def test_a_stop_ends_the_waiting() -> None:
 
 def test_a_signal_before_the_server_is_there_still_stops_it() -> None:
     signals, calls = Signals(), []
-    signals._handle(15, None)
-    signals.call(stop=lambda: calls.append("stop"), force=lambda: calls.append("force"))
-    signals._handle(15, None)
-    signals._handle(15, None)
+    signals._handle(signal.SIGHUP, None)  # nothing to restart yet
+    signals._handle(signal.SIGTERM, None)
+    signals.call(**{name: partial(calls.append, name) for name in ("stop", "force", "restart")})
+    signals._handle(signal.SIGTERM, None)
+    signals._handle(signal.SIGTERM, None)
+    signals._handle(signal.SIGHUP, None)  # too late for one
     assert calls == ["stop", "force"]
 
 

@@ -7,15 +7,19 @@ import signal
 import socket
 import subprocess
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, Self
 
 import pytest
 
+from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.devagent import DevAgent
 from tests.e2e.launch import Caller, Launched, health, worker_pids
 from tests.server.mesh import request
+from tests.soak.load import Load
 from tests.support import wait_for
 
 
@@ -116,6 +120,37 @@ def test_a_killed_worker_leaves_no_gap_in_the_check(agent: DevAgent) -> None:
         assert "health check critical" not in server.log
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("workers", "loop"), [("1", "asyncio"), ("2", "uvloop")])
+def test_sighup_replaces_the_workers_and_no_request_fails(
+    agent: DevAgent, workers: str, loop: str
+) -> None:
+    """Callers on every kind of connection, two restarts, and nothing is sent twice."""
+    options = ("--workers", workers, "--loop", loop, "--timeout-keep-alive", "2")
+    with ExitStack() as stack:
+        server = stack.enter_context(launch(agent, *options, service="rolled")).serves()
+        server.says("Application startup complete", times=int(workers))
+        manager = stack.enter_context(MeshManager(MeshConfig("client", address=agent.address)))
+        manager.wait_ready(20)
+        missing = stack.enter_context(
+            repeated(lambda: len(health(agent.address, "rolled", passing=True)) == 1)
+        )
+        loads = [stack.enter_context(Load(manager, "rolled", server.port)) for _ in range(2)]
+        for turn in (1, 2):
+            server.signal(signal.SIGHUP)
+            server.says("all workers are restarted", 60, times=turn)
+        wait_for(lambda: all(len(load.done) == 6 for load in loads))
+        failures = [failure for load in loads for failure in load.failures]
+        done = sum((load.done for load in loads), Counter[str]())
+        print(f"\n{workers} workers, {loop}: {done.total()} requests, {done}, failed {failures}")
+        assert not failures, failures[:5]
+        assert not missing, missing[:3]
+        assert len(worker_pids(server.log)) == 3 * int(workers)
+        assert server.log.count("registered as") == 1
+        assert "health check critical" not in server.log
+        assert "Traceback" not in server.log, server.log
+
+
 def test_a_socket_that_is_handed_over_outlives_the_server(agent: DevAgent) -> None:
     """``--fd``: whoever holds the socket starts the next server on it; callers wait, none fails."""
     with socket.create_server(("127.0.0.1", 0), backlog=128) as listener:
@@ -126,20 +161,16 @@ def test_a_socket_that_is_handed_over_outlives_the_server(agent: DevAgent) -> No
             run.listener = listener
             return run
 
-        caller = Caller.of(agent.address, "client")
-
-        def ask() -> bool:
-            with closing(caller.connect(port, "handed")) as sock:
-                return request(sock)[0] == 200
-
-        with server() as first:
-            first.serves()
-            assert ask()
-            assert first.stop() == 0
-        waiting = socket.create_connection(("127.0.0.1", port), timeout=20)
-        with closing(waiting), server() as second:
-            second.serves()
-            with closing(caller.context("handed").wrap_socket(waiting, server_hostname="x")) as s:
-                assert request(s)[0] == 200
-            wait_for(ask)
+        with ExitStack() as stack:
+            manager = stack.enter_context(MeshManager(MeshConfig("client", address=agent.address)))
+            manager.wait_ready(20)
+            first = stack.enter_context(server()).serves()
+            with Load(manager, "handed", port) as load:
+                wait_for(lambda: len(load.done) == 6)
+                assert first.stop() == 0
+                before = load.done.copy()
+                second = stack.enter_context(server()).serves()
+                wait_for(lambda: all(load.done[kind] > before[kind] for kind in before))
+            print(f"\n{load.done.total()} requests, failed {load.failures}")
+            assert not load.failures, load.failures[:5]
             assert second.stop() == 0
