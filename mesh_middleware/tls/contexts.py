@@ -68,7 +68,8 @@ class TLSContexts:
     """The TLS contexts of one generation: one leaf, one set of roots.
 
     `generation`: grows with each published change of the mesh state. `gateways`: whether the server
-    side also takes mesh gateways of our trust domain. DecodeError when leaf and roots are of
+    side also takes mesh gateways of our trust domain. `root`: which of the roots the leaf leads to
+    (`TrustBundle.root_of`), None when nobody has looked. DecodeError when leaf and roots are of
     different trust domains, or OpenSSL does not take them. Safe from any thread.
     """
 
@@ -76,6 +77,7 @@ class TLSContexts:
     bundle: TrustBundle
     generation: int = field(kw_only=True)
     gateways: bool = field(default=False, kw_only=True)
+    root: bytes | None = field(default=None, kw_only=True, repr=False)
     _cache: dict[tuple[ALPN, ServiceIdentity | None], ssl.SSLContext] = field(
         init=False, repr=False, default_factory=dict
     )
