@@ -152,10 +152,12 @@ class Assembly:
         if contexts is None or not _same_tls(state, bundle, svid):
             try:
                 contexts = TLSContexts(
-                    svid, bundle, generation=state.generation + 1, root=joined.root
+                    svid,
+                    bundle,
+                    generation=state.generation + 1,
+                    root=joined.root,
+                    like=state.contexts,
                 )
-                if state.contexts is not None:
-                    contexts.prepare_like(state.contexts)
             except DecodeError as error:
                 self.problems = {**problems, "leaf": str(error)}
                 return state
