@@ -15,8 +15,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
-from cryptography.hazmat.primitives.serialization import Encoding
-
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.errors import DecodeError
 from mesh_middleware.policy.decision import Reason
@@ -39,6 +37,8 @@ class Joined:
     bundle: TrustBundle | None
     svid: X509SVID | None
     problems: tuple[tuple[str, str], ...] = ()
+    root: bytes | None = None
+    """Which of the roots the leaf leads to."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,9 +173,9 @@ class Assembly:
                     bundle,
                     generation=state.generation + 1,
                     gateways=bool(self._peers),
+                    root=joined.root,
+                    like=state.contexts,
                 )
-                if state.contexts is not None:
-                    contexts.prepare_like(state.contexts)
             except DecodeError as error:
                 self.problems = {**problems, "leaf": str(error)}
                 return state
@@ -188,13 +188,13 @@ class Assembly:
         used_bundle = state.bundle if state.contexts is not None else None
         if newest is None or leaf is None:
             return Joined(None, None)
-        if fits(newest, leaf, now):
-            return Joined(newest, leaf)
-        if state.svid is not None and fits(newest, state.svid, now):
-            return Joined(newest, state.svid, (("leaf", misfit(newest, leaf, now)),))
-        if used_bundle is not None and fits(used_bundle, leaf, now):
+        if root := root_of(newest, leaf, now):
+            return Joined(newest, leaf, root=root)
+        if state.svid is not None and (root := root_of(newest, state.svid, now)):
+            return Joined(newest, state.svid, (("leaf", misfit(newest, leaf, now)),), root)
+        if used_bundle is not None and (root := root_of(used_bundle, leaf, now)):
             text = f"{misfit(newest, leaf, now)}; the roots in use stay until a leaf fits"
-            return Joined(used_bundle, leaf, (("roots", text),))
+            return Joined(used_bundle, leaf, (("roots", text),), root)
         return Joined(None, None, (("leaf", misfit(newest, leaf, now)),))
 
     # -- policy -------------------------------------------------------------------------------
@@ -237,16 +237,15 @@ class Assembly:
         return None
 
 
-def fits(bundle: TrustBundle, svid: X509SVID, now: float) -> bool:
-    """Whether `svid` is of the bundle's trust domain and leads to one of its roots at `now`.
+def root_of(bundle: TrustBundle, svid: X509SVID, now: float) -> bytes | None:
+    """Which root of the bundle `svid` leads to at `now`; None when they do not fit.
 
-    An expired leaf is judged at the last moment of its life: it is said to be expired elsewhere
-    (`MeshState.missing`), and should not keep new roots out.
+    They must be of one trust domain. An expired leaf is judged at the last moment of its life: it
+    is said to be expired elsewhere (`MeshState.missing`), and should not keep new roots out.
     """
     if svid.identity.trust_domain != bundle.trust_domain:
-        return False
-    der = [certificate.public_bytes(Encoding.DER) for certificate in svid.certificates]
-    return bundle.verify(der[0], der[1:], min(now, svid.not_after)) is not None
+        return None
+    return bundle.root_of(svid.certificates, min(now, svid.not_after))
 
 
 def misfit(bundle: TrustBundle, svid: X509SVID, now: float) -> str:

@@ -45,6 +45,10 @@ HOLD_SECONDS = 2.0
 
 _DECIDING = frozenset({"intentions", mesh_entry.PART})
 
+BREATH_SECONDS = 0.001
+"""Between two pieces of work, how long the manager's thread leaves Python's lock to others. A turn
+of the loop is not enough: it has the lock back before another thread is awake to take it."""
+
 _TURN_ROWS = 20  # about half a millisecond of decoding
 _STALE_SHARE = 4  # a watch is heard of at least so often within the staleness bound
 
@@ -162,13 +166,16 @@ class Learner:
             self._assembly.touch(part, self._clock() - _age(part, answer))
         else:
             self._bodies.pop(part, None)
+            await asyncio.sleep(BREATH_SECONDS)
             await take(answer)
+            await asyncio.sleep(BREATH_SECONDS)
             self._bodies[part] = digest
         if answer.headers:  # without any it is what we made of a refusal (`MeshEntry.fetch`)
             self._prober.hear(answer)
         if self._failures.clear(part):
             self._prober.hurry()  # the agent was away: it may be another one now
         self._advance()
+        await asyncio.sleep(BREATH_SECONDS)
 
     async def _take_roots(self, answer: Answer) -> None:
         bundle = decode_roots(answer.json)

@@ -60,9 +60,10 @@ class DefaultProber:
             self.hurry()
 
     def ask_as(self, trust_domain: TrustDomain) -> None:
-        """The trust domain of the caller that the probe makes up."""
-        self._trust_domain = trust_domain
-        self.hurry()
+        """The trust domain of the caller that the probe makes up; new roots keep it, mostly."""
+        if trust_domain != self._trust_domain:
+            self._trust_domain = trust_domain
+            self.hurry()
 
     def hurry(self) -> None:
         """Something happened that may have changed the default: probe now."""

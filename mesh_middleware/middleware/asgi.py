@@ -44,7 +44,13 @@ from mesh_middleware.middleware.peer import (
     handshake_caller,
 )
 from mesh_middleware.middleware.proxies import IdentitySource, Sources
-from mesh_middleware.middleware.refusal import Refusal, refuse, request_id_of, send_refusal
+from mesh_middleware.middleware.refusal import (
+    Refusal,
+    is_http1,
+    refuse,
+    request_id_of,
+    send_refusal,
+)
 from mesh_middleware.middleware.target import (
     PLAIN_METHODS,
     has_sound_method,
@@ -59,6 +65,11 @@ from mesh_middleware.policy.engine import NO_CLAIMS, Claims, Policy
 from mesh_middleware.policy.request import PLAIN_TARGET, HTTPRequest, Underscores
 from mesh_middleware.state import MeshState, StateSource, sources
 from mesh_middleware.tls.contexts import VerifiedPeer
+
+_OF_CONNECTION: Final = frozenset(
+    {Reason.CERTIFICATE_EXPIRED, Reason.ROOT_NOT_TRUSTED, Reason.FOREIGN_TRUST_DOMAIN}
+)
+"""What a caller can only mend by connecting anew."""
 
 _DECIDED: Final = frozenset({"http", "websocket"})
 
@@ -181,6 +192,7 @@ class MeshMiddleware:
             await self.app(scope, receive, send)
             return
         entry = self._live.opened(kind, found, state.generation, receive, send)
+        entry.leaving = _should_leave(ours.get("peer"), scope, state)
         try:
             await self.app(scope, entry.receive, entry.send)
         except (asyncio.CancelledError, OSError):
@@ -240,7 +252,9 @@ class MeshMiddleware:
                 counts.remember(outcome, fields)
             if not audited:
                 status = 503 if state.fault is not None else None
-                return refuse(decision.reason, request_id, status=status)
+                ended = decision.reason in _OF_CONNECTION
+                last = ended and isinstance(ours.get("peer"), VerifiedPeer)
+                return refuse(decision.reason, request_id, status=status, last=last)
         else:
             if counts.on:
                 counts.decided("allowed", decision, caller)
@@ -433,6 +447,15 @@ class MeshMiddleware:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 raise
         await self.app(scope, receive, send)
+
+
+def _should_leave(peer: object, scope: Scope, state: MeshState) -> bool:
+    """Whether a caller is to be asked for a new connection, on which it will not be refused."""
+    if not isinstance(peer, VerifiedPeer):
+        return False
+    contexts = state.contexts
+    root = None if contexts is None else contexts.root
+    return peer.should_leave(root, time.time()) and is_http1(scope)
 
 
 def exempt_targets(paths: Iterable[str]) -> dict[bytes, str]:

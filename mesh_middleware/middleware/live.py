@@ -35,12 +35,13 @@ import asyncio
 import math
 import time
 from collections.abc import Awaitable, Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Protocol
 
 from mesh_middleware._types import Message, Receive, Scope, Send
 from mesh_middleware.middleware.peer import Caller
 from mesh_middleware.middleware.refusal import (
+    LAST,
     WEBSOCKET_POLICY_VIOLATION,
     Refusal,
     send_refusal,
@@ -113,6 +114,8 @@ class Open:
     """As `Judge.judged_until`; None until it has been open for long enough to be looked at."""
     draining = False
     cancelled = False
+    leaving = False
+    """Whether a response asks the caller to make a new connection (HTTP/1)."""
 
     def __init__(
         self,
@@ -163,6 +166,8 @@ class OpenRequest(Open):
         if self.ending is not None:
             raise self.ending.error()
         self._last = message
+        if self.leaving and message["type"] == "http.response.start":
+            message = {**message, "headers": [*message.get("headers", ()), LAST]}
         return self._send(message)
 
     @property
@@ -184,10 +189,8 @@ class OpenRequest(Open):
     async def _refuse(self, scope: Scope, refusal: Refusal) -> None:
         if self._last is not None:
             return
-        if scope.get("http_version", "1.1").startswith("1"):
-            # The rest of an upload must not be read as the next request.
-            headers = (*refusal.headers, (b"connection", b"close"))
-            refusal = Refusal(refusal.status, headers, refusal.body)
+        # The rest of an upload must not be read as the next request.
+        refusal = replace(refusal, last=True)
         await send_refusal({**scope, "headers": ()}, self._send, refusal)
 
 

@@ -37,6 +37,9 @@ RETRY_AFTER_SECONDS = 2
 
 WEBSOCKET_POLICY_VIOLATION = 1008
 
+LAST = (b"connection", b"close")
+"""Response header: the server closes the connection after it, and the client knows."""
+
 STATUSES = MappingProxyType(
     {
         Reason.MALFORMED_TARGET: 400,
@@ -59,14 +62,20 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,128}")
 
 @dataclass(frozen=True, slots=True)
 class Refusal:
-    """An HTTP answer, for ASGI and WSGI alike. Header names are in lower case."""
+    """An HTTP answer, for ASGI and WSGI alike. Header names are in lower case.
+
+    `last`: nothing can come after it on this connection, which ASGI servers close (HTTP/1).
+    """
 
     status: int
     headers: tuple[tuple[bytes, bytes], ...]
     body: bytes
+    last: bool = False
 
 
-def refuse(reason: Reason, request_id: str, *, status: int | None = None) -> Refusal:
+def refuse(
+    reason: Reason, request_id: str, *, status: int | None = None, last: bool = False
+) -> Refusal:
     """The answer for `reason`; `status` overrides `STATUSES` (a fault of the state is 503)."""
     status = STATUSES.get(reason, 403) if status is None else status
     body = json.dumps(
@@ -87,7 +96,7 @@ def refuse(reason: Reason, request_id: str, *, status: int | None = None) -> Ref
     ]
     if status == 503:
         headers.append((b"retry-after", str(RETRY_AFTER_SECONDS).encode("ascii")))
-    return Refusal(status, tuple(headers), body)
+    return Refusal(status, tuple(headers), body, last)
 
 
 def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
@@ -99,6 +108,11 @@ def request_id_of(headers: Iterable[tuple[bytes, bytes]]) -> str:
     if len(given) == 1 and _REQUEST_ID.fullmatch(given[0]):
         return given[0].decode("ascii")
     return secrets.token_hex(16)
+
+
+def is_http1(scope: Scope) -> bool:
+    """Whether the connection can be closed by a header; HTTP/2 does not know any such."""
+    return bool(scope.get("http_version", "1.1").startswith("1"))
 
 
 async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
@@ -115,10 +129,10 @@ async def send_refusal(scope: Scope, send: Send, refusal: Refusal) -> None:
             await send({"type": "websocket.close", "code": WEBSOCKET_POLICY_VIOLATION})
             return
         prefix = "websocket.http.response"
-    elif scope.get("http_version", "1.1").startswith("1") and any(
-        name.lower() == b"expect" for name, _ in scope["headers"]
+    elif is_http1(scope) and (
+        refusal.last or any(name.lower() == b"expect" for name, _ in scope["headers"])
     ):
-        headers.append((b"connection", b"close"))
+        headers.append(LAST)
     body = b"" if scope.get("method") == "HEAD" else refusal.body
     await send({"type": f"{prefix}.start", "status": refusal.status, "headers": headers})
     await send({"type": f"{prefix}.body", "body": body})

@@ -127,9 +127,16 @@ class TrustBundle:
         It says nothing about whose certificate it is: see `PeerCertificate` and `check_peer`.
         """
         try:
-            leaf = x509.load_der_x509_certificate(leaf_der)
-            others = [x509.load_der_x509_certificate(der) for der in intermediates]
-            root = find_root(leaf, others, self.roots, now)
+            chain = [x509.load_der_x509_certificate(der) for der in (leaf_der, *intermediates)]
+        except _UNREADABLE:
+            return None
+        return self.root_of(chain, now)
+
+    def root_of(self, chain: Sequence[x509.Certificate], now: float) -> bytes | None:
+        """`verify` for certificates that were parsed already, leaf first."""
+        leaf, *intermediates = chain
+        try:
+            root = find_root(leaf, intermediates, self.roots, now)
         except _UNREADABLE:
             return None
         return None if root is None else _fingerprint(root)

@@ -12,7 +12,7 @@ from __future__ import annotations
 import socket
 import ssl
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import InitVar, dataclass, field, replace
 from typing import Any, Self
 
 from mesh_middleware.errors import ConfigError, DecodeError
@@ -68,14 +68,20 @@ class TLSContexts:
     """The TLS contexts of one generation: one leaf, one set of roots.
 
     `generation`: grows with each published change of the mesh state. `gateways`: whether the server
-    side also takes mesh gateways of our trust domain. DecodeError when leaf and roots are of
+    side also takes mesh gateways of our trust domain. `root`: which of the roots the leaf leads to
+    (`TrustBundle.root_of`), None when nobody has looked. DecodeError when leaf and roots are of
     different trust domains, or OpenSSL does not take them. Safe from any thread.
+
+    `like`: the generation before. The contexts that were in use in it, `PREPARED` at most, are made
+    now, in this thread: else the first connection would make each, in an event loop perhaps, in two
+    or three milliseconds.
     """
 
     svid: X509SVID
     bundle: TrustBundle
     generation: int = field(kw_only=True)
     gateways: bool = field(default=False, kw_only=True)
+    root: bytes | None = field(default=None, kw_only=True, repr=False)
     _cache: dict[tuple[ALPN, ServiceIdentity | None], ssl.SSLContext] = field(
         init=False, repr=False, default_factory=dict
     )
@@ -83,12 +89,18 @@ class TLSContexts:
         init=False, repr=False, default_factory=set
     )
 
-    def __post_init__(self) -> None:
+    like: InitVar[TLSContexts | None] = field(default=None, kw_only=True)
+
+    def __post_init__(self, like: TLSContexts | None) -> None:
         ours, theirs = self.svid.identity.trust_domain, self.bundle.trust_domain
         if ours != theirs:
             raise DecodeError(f"the leaf is of {ours}, the roots are of {theirs}", field="leaf")
-        # What OpenSSL does not take is found out now, not at the first connection.
-        self._made((), None)
+        in_use = () if like is None else tuple(like._used)[:PREPARED]
+        for alpn, expected in in_use:
+            self._cached(alpn, expected)  # in use from now on: the next generation has them too
+        if not in_use:
+            # What OpenSSL does not take is found out now, not at the first connection.
+            self._made((), None)
 
     def server(self, alpn: Iterable[str] = ()) -> ssl.SSLContext:
         """The context for callers: any service of our trust domain (`check_peer`)."""
@@ -109,15 +121,6 @@ class TLSContexts:
         if found is None:  # two threads may both build one; the first one stays
             found = self._cache.setdefault((alpn, expected), self._build(alpn, expected))
         return found
-
-    def prepare_like(self, before: TLSContexts) -> None:
-        """Make now, in this thread, the contexts that were in use `before`, `PREPARED` at most.
-
-        Else the first connection of a generation makes them, in an event loop perhaps: two or three
-        milliseconds for each.
-        """
-        for alpn, expected in tuple(before._used)[:PREPARED]:
-            self._cached(alpn, expected)  # in use from now on: the next generation has them too
 
     def _build(self, alpn: ALPN, expected: ServiceIdentity | None) -> ssl.SSLContext:
         server = expected is None

@@ -39,17 +39,26 @@ class PeerRejected(ssl.SSLCertVerificationError):
         self.reason = reason
 
 
+LEAVE_SECONDS = 60.0
+"""How old a connection must be before its caller is asked to make a new one: a caller whose new
+certificate is late is not asked with each request."""
+
+_LAST_PART = 0.1  # Consul renews a leaf after 60 to 90 percent of its life
+
+
 @dataclass(frozen=True, slots=True)
 class VerifiedPeer:
     """A peer whose chain and identity our own handshake proved. Made by the hook, nowhere else.
 
     `root`: SHA-256 of the DER of the root that the chain led to; None when it is not known.
-    `generation`: that of the contexts under which the handshake was done.
+    `generation`: that of the contexts under which the handshake was done. `since`: when that was,
+    unix seconds.
     """
 
     certificate: PeerCertificate
     root: bytes | None
     generation: int
+    since: float = 0.0
 
     def refusal(self, bundle: TrustBundle, generation: int, now: float) -> Reason | None:
         """Why this connection must not go on at `now` (unix seconds), or None when it may.
@@ -67,6 +76,25 @@ class VerifiedPeer:
         if self.certificate.identity.trust_domain != bundle.trust_domain:
             return Reason.FOREIGN_TRUST_DOMAIN
         return None
+
+    def should_leave(self, root: bytes | None, now: float) -> bool:
+        """Whether the caller had better connect anew, because this connection ends before long.
+
+        A pool such as Envoy's keeps a busy connection for ever, whatever certificate its owner has
+        by now, and would be refused on it from one request to the next. So it is asked while all
+        is well:
+
+        1. when the certificate is in the last tenth of its life, or
+        2. when its root is not `root`, which our own leads to: the CA has rotated.
+
+        Neither before the connection has been open for `LEAVE_SECONDS`. `now`: unix seconds.
+        """
+        if now - self.since < LEAVE_SECONDS:
+            return False
+        end = self.certificate.not_after
+        if now > end - _LAST_PART * (end - self.certificate.not_before):
+            return True
+        return root is not None and root != self.root
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +124,7 @@ class Judge:
                 f"the peer is {peer.identity}, expected was {self.expected}",
                 reason=Reason.INVALID_IDENTITY,
             )
-        return VerifiedPeer(peer, self._root(connection, der, now), self.generation)
+        return VerifiedPeer(peer, self._root(connection, der, now), self.generation, now)
 
     def _root(self, connection: Connection, der: bytes, now: float) -> bytes | None:
         verified = certificate_chain(connection, "get_verified_chain")

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from mesh_middleware.config import MeshConfig
-from mesh_middleware.consul.assembly import Assembly, fits
+from mesh_middleware.consul.assembly import Assembly, root_of
 from mesh_middleware.devagent.ca import CertificateAuthority
 from mesh_middleware.errors import DecodeError
 from mesh_middleware.policy.decision import Reason
@@ -146,6 +146,9 @@ def test_a_rotation_is_published_before_the_new_leaf_comes() -> None:
     after = bench.next()
     assert after.svid is not before.svid
     assert after.generation == before.generation + 2
+    old, still, new = (state.contexts.root for state in (before, between, after))  # type: ignore[union-attr]
+    assert old == still != new
+    assert {old, new} == after.bundle.fingerprints  # type: ignore[union-attr]
 
 
 def test_a_new_leaf_that_is_cross_signed_may_come_first() -> None:
@@ -220,8 +223,8 @@ def test_a_removed_root_goes_at_once_though_a_bad_leaf_came_too() -> None:
 def test_roots_of_another_trust_domain_do_not_fit_though_they_signed_the_leaf() -> None:
     ca = CertificateAuthority("a.consul")
     pems = [root["RootCert"] for root in ca.roots()]
-    assert fits(TrustBundle.from_pem("a.consul", pems), svid(ca), NOW)
-    assert not fits(TrustBundle.from_pem("b.consul", pems), svid(ca), NOW)
+    assert root_of(TrustBundle.from_pem("a.consul", pems), svid(ca), NOW)
+    assert root_of(TrustBundle.from_pem("b.consul", pems), svid(ca), NOW) is None
 
 
 def test_a_leaf_that_is_not_valid_yet_is_taken_when_it_is() -> None:

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import contextlib
 from pathlib import Path
 
 import httpx
 import pytest
 
 from mesh_middleware import AsyncMeshTransport, MeshConfig, MeshManager, MeshTransport
+from mesh_middleware.tls.handshake import refusals
 from tests.interop.conftest import hello, serve_billing
-from tests.interop.sidecar import inbound, outbound
-from tests.support import wait_for
+from tests.interop.sds import Secrets
+from tests.interop.sidecar import counters, inbound, outbound
+from tests.support import free_port, wait_for
 from tests.upstream.world import World
 
 pytestmark = pytest.mark.anyio
+
+ROUTES = {"/kept": "kept", "/": "fresh"}
+OLD_ROOT = ("client", "root_not_trusted")
 
 
 @pytest.fixture
@@ -84,16 +90,64 @@ def test_a_sidecar_of_a_denied_service_is_refused(world: World, tmp_path: Path) 
 
 
 def test_a_sidecar_resumes_nothing_once_its_root_is_gone(world: World, tmp_path: Path) -> None:
-    """Envoy speaks TLS 1.2 to upstreams and would resume each connection if it could."""
+    """Envoy speaks TLS 1.2 to upstreams and resumes each connection if it can.
+
+    It is told of nothing: what it resumes by is forgotten with each new certificate or root.
+    """
+    agent, admin = world.agent, free_port()
+    secrets = Secrets(agent.ca, "web", tmp_path)
     with (
-        serve_billing(world.agent.address) as billing,
-        outbound(world.agent.ca, billing.port, tmp_path) as port,
+        serve_billing(agent.address) as billing,
+        outbound(
+            *(agent.ca, billing.port, tmp_path), secrets=secrets, routes=ROUTES, admin=admin
+        ) as port,
         httpx.Client(base_url=f"http://127.0.0.1:{port}", trust_env=False) as client,
     ):
-        assert client.get("/").status_code == 200
-        world.agent.rotate_ca()
+        for path in ("/", "/", "/kept"):
+            assert client.get(path).status_code == 200
+        agent.rotate_ca()
         wait_for(lambda: len(billing.manager.state.bundle.roots) == 2)  # type: ignore[union-attr]
-        assert client.get("/").status_code == 200
-        world.agent.remove_inactive_roots()
+        for path in ("/", "/", "/kept"):
+            assert client.get(path).status_code == 200
+        resumed, refused = counters(admin)["ssl.session_reused"], refusals.counts().get(OLD_ROOT, 0)
+        assert resumed >= 1
+        agent.remove_inactive_roots()
         wait_for(lambda: len(billing.manager.state.bundle.roots) == 1)  # type: ignore[union-attr]
-        assert client.get("/").status_code == 503
+        kept = client.get("/kept")  # still on its connection of before: it is the last answer
+        assert (kept.status_code, kept.headers["x-mesh-refused"]) == (403, "root_not_trusted")
+        for path in ("/", "/", "/kept", "/kept"):
+            assert client.get(path).status_code == 503
+        assert counters(admin)["ssl.session_reused"] == resumed
+        assert refusals.counts()[OLD_ROOT] == refused + 4  # by us, not by Envoy
+        secrets.renew()
+        wait_for(lambda: client.get("/kept").status_code == 200)
+        assert client.get("/").status_code == 200
+
+
+def test_a_sidecar_that_keeps_the_leaf_of_a_removed_root_gets_no_request(
+    world: World, backend: int, tmp_path: Path
+) -> None:
+    secrets = Secrets(world.agent.ca, "billing", tmp_path)
+    with (
+        inbound(world.agent.ca, backend, tmp_path, allowed="web", secrets=secrets) as port,
+        httpx.Client(transport=MeshTransport(world.manager)) as client,
+    ):
+        register_sidecar(world, port)
+        assert client.get("http://billing/").status_code == 200
+        world.rotated()
+        secrets.renew_roots()
+        assert client.get("http://billing/").status_code == 200
+        world.agent.remove_inactive_roots()
+        wait_for(lambda: len(world.manager.state.bundle.roots) == 1)  # type: ignore[union-attr]
+        before = hello.requests  # type: ignore[attr-defined]
+        with pytest.raises(httpx.ConnectError):
+            client.get("http://billing/")
+        assert hello.requests == before  # type: ignore[attr-defined]
+        secrets.renew()
+
+        def answered() -> bool:
+            with contextlib.suppress(httpx.ConnectError):
+                return client.get("http://billing/").status_code == 200
+            return False
+
+        wait_for(answered)

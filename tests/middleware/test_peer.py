@@ -37,6 +37,7 @@ from tests.middleware.calls import (
     identity,
     verified,
 )
+from tests.tls.mesh import contexts_of
 
 
 class Mesh:
@@ -114,6 +115,51 @@ def test_without_roots_a_connection_of_another_generation_is_refused(mesh: Mesh)
 def test_a_changed_trust_domain_refuses_the_callers_of_the_old_one(mesh: Mesh) -> None:
     other = "99999999-8888-7777-6666-555555555555.consul"
     assert reason(mesh, peer=verified(trust_domain=other)) == "foreign_trust_domain"
+
+
+def last(mesh: Mesh, **scope: Any) -> bool:
+    """Whether the answer is the last one of its connection."""
+    answer = call(MeshMiddleware(Recorder(), mesh=mesh), http_scope(**scope))
+    return answer.header(b"connection") == b"close"
+
+
+def test_a_refusal_for_good_ends_the_connection(mesh: Mesh) -> None:
+    """Else a caller that has a new certificate by now is refused on it again and again."""
+    foreign = verified(trust_domain="99999999-8888-7777-6666-555555555555.consul")
+    expired = verified(life=-1)
+    assert last(mesh, peer=expired)
+    assert last(mesh, peer=foreign)
+    assert not last(mesh, peer=expired, http_version="2")
+    mesh.publish()
+    assert last(mesh, peer=verified(root=None))
+    # a proxy in front has one connection for many callers
+    assert not last(mesh, extensions={"tls": {"client_cert_chain": ["nobody"]}})
+
+
+def test_another_refusal_keeps_the_connection(ca: CertificateAuthority) -> None:
+    deny = Mesh(ca)
+    assert reason(deny, peer=verified("cron")) == "default_deny"
+    assert not last(deny, peer=verified("cron"))
+
+
+def test_callers_of_an_old_root_are_asked_for_a_new_connection(
+    mesh: Mesh, ca: CertificateAuthority
+) -> None:
+    contexts = contexts_of(ca, "api")
+    (old,) = contexts.bundle.fingerprints
+    mesh.publish(contexts=replace(contexts, root=old))
+    caller = verified(root=old)
+    assert not last(mesh, peer=caller)
+    ca.rotate()
+    mesh.publish(bundle=bundle_of(ca))
+    assert not last(mesh, peer=caller)  # our own leaf is still to come, so theirs may be, too
+    (new,) = bundle_of(ca).fingerprints - {old}
+    mesh.publish(contexts=replace(contexts, root=new))
+    assert last(mesh, peer=caller)
+    assert reason(mesh, peer=caller) == "allowed"
+    assert not last(mesh, peer=caller, http_version="2")
+    assert not last(mesh, peer=replace(caller, since=time.time()))
+    assert not last(mesh, peer=verified(root=new))
 
 
 # -- TLS extensions of other servers -----------------------------------------------------------

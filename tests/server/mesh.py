@@ -101,12 +101,19 @@ def request(
     sock: socket.socket, target: str = "/", headers: dict[str, str] | None = None
 ) -> tuple[int, bytes]:
     """One GET on an open connection; the connection stays usable."""
+    return request_last(sock, target, headers)[:2]
+
+
+def request_last(
+    sock: socket.socket, target: str = "/", headers: dict[str, str] | None = None
+) -> tuple[int, bytes, bool]:
+    """`request`, and whether the server wants it to be the last one on this connection."""
     lines = [f"GET {target} HTTP/1.1", "host: mesh"]
     lines += [f"{name}: {value}" for name, value in (headers or {}).items()]
     sock.sendall(("\r\n".join(lines) + "\r\n\r\n").encode("latin-1"))
     response = http.client.HTTPResponse(sock, method="GET")
     response.begin()
-    return response.status, response.read()
+    return response.status, response.read(), response.will_close
 
 
 def in_thread(coroutine: Callable[[], Any]) -> Any:

@@ -7,6 +7,7 @@ import json
 import logging
 import socket
 import ssl
+from contextlib import closing
 from typing import Any
 
 import pytest
@@ -16,6 +17,7 @@ from websockets.sync.client import connect as websocket_connect
 
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.middleware.peer import PEER_KEY
+from mesh_middleware.middleware.refusal import LAST
 from mesh_middleware.server import protocols
 from mesh_middleware.server.protocols import (
     TLS_KEY,
@@ -71,6 +73,23 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
 @pytest.fixture(scope="module")
 def mesh() -> Mesh:
     return Mesh.new()
+
+
+async def leaving(scope: Any, receive: Any, send: Any) -> None:
+    headers = [(b"content-length", b"2"), LAST]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": b"ok"})
+
+
+@pytest.mark.parametrize("http", ["h11", "httptools", "zttp"])
+def test_a_response_that_says_so_is_the_last_of_its_connection(mesh: Mesh, http: str) -> None:
+    """The middleware leans on it."""
+    with (
+        serving(leaving, mesh.server_context("api"), http=http) as port,
+        closing(mesh.connect(port, "web", "api")) as sock,
+    ):
+        assert request(sock) == (200, b"ok")
+        assert sock.recv(1) == b""
 
 
 def expected(mesh: Mesh, target: str, *, http_version: str = "1.1") -> dict[str, Any]:

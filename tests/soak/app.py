@@ -29,6 +29,23 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
         await _answer(send, b"hello")
 
 
+_callers: dict[str, str] = {}
+
+
+async def remembering(scope: Any, receive: Any, send: Any) -> None:
+    """`app`, and at ``/new/callers`` certificates by client port, of the last 100 in use."""
+    if scope["type"] != "lifespan":
+        port = str(scope["client"][1])
+        _callers.pop(port, None)
+        _callers[port] = scope["extensions"]["tls"]["client_cert_chain"][0]
+        if len(_callers) > 100:
+            del _callers[next(iter(_callers))]
+    if scope.get("path") == "/new/callers":
+        await _answer(send, json.dumps(_callers).encode())
+    else:
+        await app(scope, receive, send)
+
+
 def process() -> dict[str, int]:
     """What this process holds now: resident KiB, threads, tasks, open files, Python objects."""
     gc.collect()

@@ -24,7 +24,7 @@ from websockets.sync.client import connect as websocket_connect
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.policy.spiffe import ServiceIdentity
 from mesh_middleware.tls.contexts import VerifiedPeer, verified_peer
-from tests.server.mesh import request
+from tests.server.mesh import request, request_last
 from tests.soak.app import CHUNK
 
 PAUSE_SECONDS = 0.02
@@ -34,18 +34,11 @@ COME_BACK = frozenset({CloseCode.GOING_AWAY, CloseCode.SERVICE_RESTART})
 """Of a WebSocket that a worker closes because it ends: connect again."""
 
 
-class Load:
-    """A context manager: callers of `service` on `port`, as `manager`'s service, until the end."""
+class Callers:
+    """A context manager: plain callers on `port`, until the end. A sidecar makes TLS of it."""
 
-    def __init__(self, manager: MeshManager, service: str, port: int) -> None:
-        self.manager, self.port = manager, port
-        svid = manager.state.svid
-        assert svid is not None
-        ours = svid.identity
-        self.expected = ServiceIdentity(
-            ours.trust_domain, service, ours.namespace, ours.partition, ours.datacenter
-        )
-        self.context = manager.client_context(self.expected)
+    def __init__(self, port: int) -> None:
+        self.port = port
         self.done: Counter[str] = Counter()
         self.failures: list[str] = []
         self._ending = threading.Event()
@@ -55,15 +48,7 @@ class Load:
         self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Self:
-        sessions: dict[str, Callable[[], None]] = {
-            "keep-alive": self.keep_alive,
-            "new connection": self.new_connection,
-            "WebSocket": self.websocket,
-            "download": self.download,
-            "upload": self.upload,
-            "httpx": self.httpx,
-        }
-        for name, session in sessions.items():
+        for name, session in self.sessions().items():
             thread = threading.Thread(target=self._call, args=(name, session), name=name)
             self._threads.append(thread)
             thread.start()
@@ -84,37 +69,34 @@ class Load:
             or all(self._current.get(thread.name, 0) >= wanted for thread in self._threads)
         )
 
-    def connect(self) -> ssl.SSLSocket:
-        sock = socket.create_connection(("127.0.0.1", self.port), timeout=20)
-        try:
-            return self.context.wrap_socket(sock, server_hostname="mesh")
-        except BaseException:
-            sock.close()
-            raise
-
-    def server_now(self) -> VerifiedPeer:
-        """Who answers a new connection."""
-        with closing(self.connect()) as sock:
-            assert request(sock)[0] == 200
-            peer = verified_peer(sock)
-            assert peer is not None
-            return peer
-
     # -- sessions -------------------------------------------------------------------------------
+
+    def sessions(self) -> dict[str, Callable[[], None]]:
+        """What there is a caller for, by name."""
+        return {
+            "keep-alive": self.keep_alive,
+            "new connection": self.new_connection,
+            "WebSocket": self.websocket,
+            "download": self.download,
+            "upload": self.upload,
+            "httpx": self.httpx,
+        }
+
+    def connect(self) -> socket.socket:
+        """A new connection."""
+        return socket.create_connection(("127.0.0.1", self.port), timeout=20)
 
     def keep_alive(self) -> None:
         with closing(self.connect()) as sock:
             for _ in self._while_fresh():
-                sock.sendall(b"GET / HTTP/1.1\r\nhost: mesh\r\n\r\n")
-                response = http.client.HTTPResponse(sock, method="GET")
-                response.begin()
-                self._count("keep-alive", (response.status, response.read()) == (200, b"hello"))
-                if response.will_close:
+                status, body, last = request_last(sock)
+                self._count("keep-alive", (status, body) == (200, b"hello"))
+                if last:
                     return
 
     def new_connection(self) -> None:
         with closing(self.connect()) as sock:
-            self._count("new connection", request(sock)[0] == 200)
+            self._count("new connection", request(sock, "/new")[0] == 200)
         self._ending.wait(PAUSE_SECONDS)
 
     def websocket(self) -> None:
@@ -149,22 +131,29 @@ class Load:
             self._count("upload", response.read() == str(len(UPLOAD)).encode())
 
     def httpx(self) -> None:
-        context = self.manager.client_context(self.expected)
-        with httpx.Client(verify=context, trust_env=False, timeout=20) as client:
+        with self.httpx_client() as client:
             for _ in self._while_fresh():
-                answer = client.get(f"https://127.0.0.1:{self.port}/hello")
-                self._count("httpx", answer.status_code == 200)
+                self._count("httpx", client.get("/hello").status_code == 200)
+
+    def httpx_client(self) -> httpx.Client:
+        """A new client, as an application has one."""
+        url = f"http://127.0.0.1:{self.port}"
+        return httpx.Client(base_url=url, trust_env=False, timeout=20)
 
     # -- counting -------------------------------------------------------------------------------
 
     def _while_fresh(self) -> Iterator[int]:
         """Numbers, until everybody is asked to reconnect."""
-        epoch, number = self._epoch, 0
+        number = 0
         while True:
             yield number
             number += 1
-            if self._ending.wait(PAUSE_SECONDS) or self._epoch != epoch:
+            if self._ending.wait(PAUSE_SECONDS) or not self._fresh():
                 return
+
+    def _fresh(self) -> bool:
+        """Whether this thread's session may go on: nobody was asked since before it began."""
+        return self._current[threading.current_thread().name] == self._epoch
 
     def _call(self, name: str, session: Callable[[], None]) -> None:
         while not self._ending.is_set():
@@ -185,3 +174,41 @@ class Load:
     def _failed(self, text: str) -> None:
         with self._lock:
             self.failures.append(text)
+
+
+class Load(Callers):
+    """Callers of `service` on `port`, as `manager`'s service."""
+
+    def __init__(self, manager: MeshManager, service: str, port: int) -> None:
+        super().__init__(port)
+        self.manager = manager
+        svid = manager.state.svid
+        assert svid is not None
+        ours = svid.identity
+        self.expected = ServiceIdentity(
+            ours.trust_domain, service, ours.namespace, ours.partition, ours.datacenter
+        )
+        self.context = manager.client_context(self.expected)
+
+    def connect(self) -> ssl.SSLSocket:
+        """A new connection, its server proven."""
+        sock = super().connect()
+        try:
+            return self.context.wrap_socket(sock, server_hostname="mesh")
+        except BaseException:
+            sock.close()
+            raise
+
+    def httpx_client(self) -> httpx.Client:
+        """A new client, with a TLS context of its own."""
+        context = self.manager.client_context(self.expected)
+        url = f"https://127.0.0.1:{self.port}"
+        return httpx.Client(base_url=url, verify=context, trust_env=False, timeout=20)
+
+    def server_now(self) -> VerifiedPeer:
+        """Who answers a new connection."""
+        with closing(self.connect()) as sock:
+            assert request(sock)[0] == 200
+            peer = verified_peer(sock)
+            assert peer is not None
+            return peer

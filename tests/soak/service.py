@@ -19,17 +19,32 @@ PROGRAM = (
 )
 
 
-def launched(agent: DevAgent, *arguments: str, service: str = "web") -> Launched:
-    """The soak application, every caller allowed unless an intention says otherwise."""
+LEAVING = (
+    "from mesh_middleware.tls import handshake\n"
+    "handshake.LEAVE_SECONDS = 0.1\n"  # after a rotation a busy connection stays for a minute
+)
+
+
+def launched(
+    agent: DevAgent,
+    *arguments: str,
+    service: str = "web",
+    app: str = "tests.soak.app:app",
+    first: str = "",
+) -> Launched:
+    """The soak application, every caller allowed unless an intention says otherwise.
+
+    `first`: what the process executes before it starts, such as `LEAVING`.
+    """
     run = Launched(
         agent.address,
         *("--no-access-log", "--ops-port", "0"),
         *arguments,
-        app="tests.soak.app:app",
+        app=app,
         service=service,
         env={"MESH_DEFAULT_ACTION": "allow"},
     )
-    run.command = [sys.executable, "-c", PROGRAM, *run.command[3:]]
+    run.command = [sys.executable, "-c", first + PROGRAM, *run.command[3:]]
     return run
 
 

@@ -66,17 +66,20 @@ def test_contexts_in_use_are_made_anew_in_the_manager_s_thread(
 
 def test_what_is_prepared_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     ca = CertificateAuthority("a.consul")
-    before, after = contexts_of(ca, "web"), contexts_of(ca, "web", generation=2)
+    before = contexts_of(ca, "web")
     monkeypatch.setattr(contexts, "PREPARED", 3)
     for number in range(9):
         before.client(ServiceIdentity(before.svid.identity.trust_domain, f"s{number}"))
-    after.prepare_like(before)
-    assert len(after._cache) <= 4  # three, and the one that is always there
+    after = TLSContexts(before.svid, before.bundle, generation=2, like=before)
+    assert len(after._cache) == 3
 
 
 def test_nothing_is_prepared_that_nobody_used() -> None:
+    """One is made to find out whether OpenSSL takes the certificates, when there is no other."""
     ca = CertificateAuthority("a.consul")
     before = contexts_of(ca, "web")
-    after = TLSContexts(before.svid, before.bundle, generation=2)
-    after.prepare_like(before)
-    assert len(after._cache) == 1
+    before.server(("h2",))
+    second = TLSContexts(before.svid, before.bundle, generation=2, like=before)
+    assert set(second._cache) == {(("h2",), None)}
+    unused = TLSContexts(before.svid, before.bundle, generation=1)
+    assert len(TLSContexts(before.svid, before.bundle, generation=2, like=unused)._cache) == 1

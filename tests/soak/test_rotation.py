@@ -7,6 +7,7 @@ others are a new root; a root is removed when everybody has had the time to reco
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 
 import pytest
 
@@ -53,13 +54,24 @@ def test_no_request_fails_while_everything_rotates(monkeypatch: pytest.MonkeyPat
         assert "refused" not in server.log, server.log[-3000:]
 
 
-def rotate(agent: DevAgent, manager: MeshManager, load: Load, *, root: bool) -> None:
-    """One rotation; returns when the client has it and the server shows it."""
+def rotate(
+    agent: DevAgent,
+    manager: MeshManager,
+    load: Load,
+    *,
+    root: bool,
+    also: Callable[[], object] = lambda: None,
+) -> None:
+    """One rotation; returns when the client has it and the server shows it.
+
+    `also`: tells those of it that do not ask the agent.
+    """
     before, served = manager.state, load.server_now().certificate.der
     if root:
         agent.rotate_ca()
     else:
         renew_leaves(agent)
+    also()
     wanted = len(agent.ca.roots())
 
     def has_it() -> bool:

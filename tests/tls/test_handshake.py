@@ -10,6 +10,7 @@ import ssl
 import sys
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.spiffe import ServiceIdentity, TrustDomain
 from mesh_middleware.tls import PeerCertificate, VerifiedPeer, handshake, verified_peer
 from mesh_middleware.tls.handshake import (
+    LEAVE_SECONDS,
     Judge,
     JudgingContext,
     MeshSSLObject,
@@ -239,6 +241,28 @@ def test_a_connection_goes_on_while_its_certificate_lives_and_its_root_is_truste
         (unknown, bundle, 6, now, Reason.ROOT_NOT_TRUSTED),
     ]
     assert [row[0].refusal(*row[1:4]) for row in rows] == [row[4] for row in rows]
+
+
+def test_a_caller_is_asked_to_leave_before_it_would_be_refused(ca, peer):
+    start, end = peer.certificate.not_before, peer.certificate.not_after
+    now, late = start + 0.5 * (end - start), start + 0.95 * (end - start)
+    old, young = LEAVE_SECONDS + 1, LEAVE_SECONDS - 1
+    rows = [  # age of the connection, the root of our own leaf, now
+        (old, peer.root, now, False),
+        (old, b"another", now, True),
+        (young, b"another", now, False),
+        (old, None, now, False),
+        (old, peer.root, late, True),
+        (young, peer.root, late, False),
+    ]
+    for age, root, at, leave in rows:
+        assert replace(peer, since=at - age).should_leave(root, at) is leave, (age, root, at)
+
+
+def test_the_time_of_the_handshake_stays_on_the_connection(ca):
+    before = time.time()
+    known = Judge(bundle_of(ca), 1).judge(Known(der_chain(ca.issue("web"))))
+    assert before <= known.since <= time.time()
 
 
 def test_the_check_for_every_request_is_cheap(ca, peer):
