@@ -161,6 +161,8 @@ class Learner:
     async def _deliver(
         self, part: str, answer: Answer, take: Callable[[Answer], Awaitable[None]]
     ) -> None:
+        if answer.headers:  # without any it is what we made of a refusal (`MeshEntry.fetch`)
+            self._prober.hear(answer)
         digest = hashlib.sha256(answer.body).digest()
         if self._bodies.get(part) == digest:
             self._assembly.touch(part, self._clock() - _age(part, answer))
@@ -168,12 +170,10 @@ class Learner:
             self._bodies.pop(part, None)
             await asyncio.sleep(BREATH_SECONDS)
             await take(answer)
-            await asyncio.sleep(BREATH_SECONDS)
             self._bodies[part] = digest
-        if answer.headers:  # without any it is what we made of a refusal (`MeshEntry.fetch`)
-            self._prober.hear(answer)
         if self._failures.clear(part):
             self._prober.hurry()  # the agent was away: it may be another one now
+        await asyncio.sleep(BREATH_SECONDS)
         self._advance()
         await asyncio.sleep(BREATH_SECONDS)
 

@@ -65,7 +65,7 @@ class FakeAgent:
         self.service = service
         self.asked: list[Asked] = []
         self.port = 0
-        self._open = True
+        self._writers: set[asyncio.StreamWriter] = set()
         self._replies = {**self.good(), **replies}
         self._version = dict.fromkeys(PATHS, 0)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -122,17 +122,22 @@ class FakeAgent:
         self.port = server.sockets[0].getsockname()[1]
         started.set()
         await self._stop.wait()
-        self._open = False
         server.close()
+        for _ in range(20):  # also those that were accepted last; what is aborted is closed later
+            for writer in self._writers:
+                writer.transport.abort()
+            await asyncio.sleep(0)
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
         try:
             while await self._answer(reader, writer):
                 pass
         except (ConnectionError, asyncio.IncompleteReadError, asyncio.CancelledError):
             pass
         finally:
-            writer.close() if self._open else writer.transport.abort()
+            self._writers.discard(writer)
+            writer.close()
 
     async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> bool:
         head = (await reader.readuntil(b"\r\n\r\n")).decode().split("\r\n")
@@ -151,8 +156,8 @@ class FakeAgent:
             await writer.drain()
             return False
         lines = {"Content-Length": str(len(reply.body)), **reply.headers}
-        if key == "mesh" and (said := self._replies["match"].headers.get(_POLICY)):
-            lines[_POLICY] = said  # a real agent's header is on every answer
+        if said := self._replies["match"].headers.get(_POLICY):
+            lines.setdefault(_POLICY, said)  # a real agent's header is on every answer
         if reply.index is not None:
             lines["X-Consul-Index"] = str(reply.index)
         text = "".join(f"{name}: {value}\r\n" for name, value in lines.items())

@@ -29,7 +29,7 @@ def gateway(
     """A gateway of `ours` in front of `server`, for callers of `peer`; its port."""
     port = free_port()
     leaf = gateway_leaf(ours)
-    manager = _manager("server", [])
+    manager = _manager({"/": "server"}, [])
     manager["typed_config"] |= {
         "forward_client_cert_details": "SANITIZE_SET",
         "set_current_client_cert_details": {
