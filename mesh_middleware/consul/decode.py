@@ -32,6 +32,7 @@ from mesh_middleware.consul.fields import (
 from mesh_middleware.errors import DecodeError, SpiffeIDError
 from mesh_middleware.policy.engine import JWTProvider
 from mesh_middleware.policy.intentions import (
+    WILDCARD,
     Action,
     ClaimMatch,
     HeaderMatch,
@@ -126,7 +127,9 @@ def decode_intention(row: Any, field: str = "") -> Intention:
 def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
     """The rows that a ``service-intentions`` config entry stands for, one for each source.
 
-    Keys are read as the API writes them (``PathExact``) and as HCL users do (``path_exact``).
+    Keys are read as the API writes them (``PathExact``) and as HCL users do (``path_exact``). As
+    when Consul stores an entry, a source without namespace or partition has the entry's, and a
+    ``Precedence`` that somebody wrote does not count.
     """
     fields = _camel_keys(object_at(document, field))
     at = f"{field}." if field else ""
@@ -143,8 +146,9 @@ def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
         source = object_at(item, where)
         row = {
             **unknown,
-            **{key: source[key] for key in source if key not in _SOURCE_KEYS},
+            **{key: source[key] for key in source if key not in _NOT_TAKEN},
             **{wanted: source[key] for key, wanted in _SOURCE_KEYS.items() if key in source},
+            **_inherited(fields, source),
             "DestinationName": name_at(fields, "Name", at),
             "DestinationNS": fields.get("Namespace"),
             "DestinationPartition": fields.get("Partition"),
@@ -154,6 +158,17 @@ def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
             row["Sources.JWT"] = source["JWT"] or [None]  # not a place that Consul knows
         rows.append(_with_upper_methods(decode_intention(row, where)))
     return rows
+
+
+def _inherited(entry: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:
+    """Namespace and partition of a source that says neither, nor that it is of elsewhere."""
+    if source.get("Peer") or source.get("SamenessGroup"):
+        return {}
+    return {
+        _SOURCE_KEYS[key]: entry.get(key)
+        for key in ("Namespace", "Partition")
+        if not source.get(key) and entry.get(key) != WILDCARD
+    }
 
 
 def decode_rule(item: Any, field: str = "") -> list[Intention]:
@@ -189,6 +204,12 @@ _SOURCE_KEYS = {
     "Type": "SourceType",
     "LegacyMeta": "Meta",
 }
+_NORMALIZATION = frozenset(
+    """InsecureDisablePathNormalization MergeSlashes PathWithEscapedSlashesAction
+    HeadersWithUnderscoresAction""".split()
+)
+
+_NOT_TAKEN = _SOURCE_KEYS.keys() | {"Precedence"}
 
 
 def decode_authorize(document: Any) -> Action | None:
@@ -211,6 +232,9 @@ def decode_normalization(entry: Any) -> Normalization:
     where = ""
     for key in ("HTTP", "Incoming", "RequestNormalization"):
         fields, where = object_at(fields.get(key) or {}, f"{where}{key}"), f"{where}{key}."
+    for key in fields.keys() - _NORMALIZATION:
+        # Each of them says how requests are refused or read; none can be passed over.
+        raise DecodeError("is not known", field=f"{where}{key}")
     return Normalization(
         path=not flag_at(fields, "InsecureDisablePathNormalization", where),
         merge_slashes=flag_at(fields, "MergeSlashes", where),

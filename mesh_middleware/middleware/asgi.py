@@ -62,14 +62,17 @@ from mesh_middleware.observe.counts import counts
 from mesh_middleware.observe.decisions import allowed, decision_log, log_fields, logger
 from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.engine import NO_CLAIMS, Claims, Policy
-from mesh_middleware.policy.request import PLAIN_TARGET, HTTPRequest, Underscores
+from mesh_middleware.policy.request import PLAIN_TARGET, Headers, HTTPRequest, Underscores
 from mesh_middleware.state import MeshState, StateSource, sources
 from mesh_middleware.tls.contexts import VerifiedPeer
+from mesh_middleware.tls.tokens import RequestClaims
 
 _OF_CONNECTION: Final = frozenset(
     {Reason.CERTIFICATE_EXPIRED, Reason.ROOT_NOT_TRUSTED, Reason.FOREIGN_TRUST_DOMAIN}
 )
 """What a caller can only mend by connecting anew."""
+
+_NO_ROOTS: Final = frozenset({""})
 
 _DECIDED: Final = frozenset({"http", "websocket"})
 
@@ -173,7 +176,8 @@ class MeshMiddleware:
         method: str = scope["method"] if kind == "http" else "GET"
         extensions: dict[str, Any] = scope.get("extensions") or {}
         ours: dict[str, Any] = extensions.get(EXTENSION) or {}
-        if ENFORCED in ours and self._decided_before(ours[ENFORCED], scope, method):
+        before = self._mark(ours[ENFORCED], scope, method) if ENFORCED in ours else None
+        if before is not None and self._covered(before, scope):
             await self.app(scope, receive, send)
             return
         source = self._mesh
@@ -182,7 +186,7 @@ class MeshMiddleware:
         state = source.state
         if self._sources:
             extensions = self._told(scope, extensions, ours, state)
-        found = self._enforce(scope, method, extensions, ours, state)
+        found = self._enforce(scope, method, extensions, ours, state, before=before)
         if isinstance(found, Refusal):
             await send_refusal(scope, send, found)
             return
@@ -226,15 +230,18 @@ class MeshMiddleware:
         extensions: dict[str, Any],
         ours: dict[str, Any],
         state: MeshState,
+        *,
+        before: Enforcement | None = None,
     ) -> Refusal | Question | None:
         """Decide, then make `scope` what the application may see; or say how to refuse.
 
-        What was decided about, or None for an exempt path, which nothing can end.
+        What was decided about, or None for an exempt path, which nothing can end. `before`: what a
+        middleware around this one decided, who has made the scope such already.
         """
-        request = wire_request(scope, method, ours.get("target"))
         tokens = state.tokens
-        claims = None if tokens is None else tokens.claims(request)
-        known = NO_CLAIMS if claims is None else claims
+        request = before.request if before else wire_request(scope, method, ours.get("target"))
+        claims = None if tokens is None or before else tokens.claims(request)
+        known = before.claims if before else NO_CLAIMS if claims is None else claims
         caller: Caller | None = None
         kind = scope["type"]
         if self._exempt and kind == "http" and self._is_exempt(scope, request):
@@ -255,22 +262,23 @@ class MeshMiddleware:
                 ended = decision.reason in _OF_CONNECTION
                 last = ended and isinstance(ours.get("peer"), VerifiedPeer)
                 return refuse(decision.reason, request_id, status=status, last=last)
-        else:
+        elif before is None:
             if counts.on:
                 counts.decided("allowed", decision, caller)
             if logger.isEnabledFor(logging.DEBUG):
                 allowed(self._fields(scope, request, caller, decision, state))
-        policy = state.policy
-        # Always a list of our own: uvicorn's httptools protocol adds trailers to its list later,
-        # when rules and the stripping below have seen it.
-        headers = visible_headers(
-            scope["headers"],
-            drop_underscores=policy is not None
-            and policy.normalization.underscores is Underscores.DROP_HEADER,
+        if before is None:
+            scope["headers"] = _visible(scope, state, claims)
+        mark = Enforcement(
+            self._service or state.service,
+            decision,
+            caller,
+            request=request,
+            claims=known,
+            path=scope["path"],
+            roots=self._roots(scope),
         )
-        scope["headers"] = headers if tokens is None else tokens.scrub(headers, claims)
         # New dicts: a server may share its own between the requests of a connection.
-        mark = Enforcement(self._service or state.service, decision, caller, method, scope["path"])
         scope["extensions"] = {**extensions, EXTENSION: {**ours, ENFORCED: mark}}
         if decision is _EXEMPT:
             return None
@@ -325,7 +333,7 @@ class MeshMiddleware:
         """Whether a refused request goes on all the same, because it is in audit."""
         if not self._audit:
             return False
-        roots = {server_root(scope), self._app_root}
+        roots = self._roots(scope)
         requests = (request, *routed_requests(scope, request, roots))
         return self._audit.passes(decision, caller, state.fault, requests)
 
@@ -397,7 +405,7 @@ class MeshMiddleware:
         claims: Claims,
     ) -> Decision:
         """`decision`, unless a rule denies the path that is left when a root path is taken off."""
-        roots = {server_root(scope), self._app_root}
+        roots = self._roots(scope)
         for routed in routed_requests(scope, request, roots):
             other = policy.decide(source, routed, claims)
             if not other.allowed and other.reason is not Reason.DEFAULT_DENY:
@@ -409,20 +417,35 @@ class MeshMiddleware:
             request.target in self._exempt
             and request.method in ("GET", "HEAD")
             and request.decoded_path == self._exempt[request.target]
-            and not any(routed_requests(scope, request, {server_root(scope), self._app_root}))
+            and not any(routed_requests(scope, request, self._roots(scope)))
         )
 
-    def _decided_before(self, mark: object, scope: Scope, method: str) -> bool:
-        """Whether an outer middleware has decided about this very request for this service."""
+    def _roots(self, scope: Scope) -> frozenset[str]:
+        """The root paths that a router below may take off the path."""
+        if not (scope.get("root_path") or self._app_root):
+            return _NO_ROOTS
+        return frozenset((server_root(scope), self._app_root))
+
+    def _covered(self, mark: Enforcement, scope: Scope) -> bool:
+        """Whether what an outer middleware decided holds here.
+
+        It does not know a root path that was set between it and this one. In audit it let the
+        request pass on purpose.
+        """
+        return mark.roots >= self._roots(scope) or not mark.decision.allowed
+
+    def _mark(self, mark: object, scope: Scope, method: str) -> Enforcement | None:
+        """What an outer middleware decided about this very request for this service."""
         if type(mark) is not Enforcement:
-            return False
+            return None
         service = self._service if self._mesh is None else self._mesh.state.service
         if mark.service != service:
             raise ConfigError(
                 f"a MeshMiddleware for {service!r} stands inside of one for {mark.service!r}: "
                 "one application is one service"
             )
-        return mark.path == scope["path"] and mark.method == method
+        same = mark.path == scope["path"] and mark.request.method == method
+        return mark if same else None
 
     # -- the manager ------------------------------------------------------------------------
 
@@ -447,6 +470,18 @@ class MeshMiddleware:
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 raise
         await self.app(scope, receive, send)
+
+
+def _visible(scope: Scope, state: MeshState, claims: RequestClaims | None) -> Headers:
+    """The headers that the application may see.
+
+    Always a list of our own: uvicorn's httptools protocol adds trailers to its list later, when
+    rules and this have seen it.
+    """
+    policy, tokens = state.policy, state.tokens
+    drop = policy is not None and policy.normalization.underscores is Underscores.DROP_HEADER
+    headers = visible_headers(scope["headers"], drop_underscores=drop)
+    return headers if tokens is None else tokens.scrub(headers, claims)
 
 
 def _should_leave(peer: object, scope: Scope, state: MeshState) -> bool:

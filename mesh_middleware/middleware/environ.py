@@ -19,6 +19,7 @@ from urllib.parse import unquote_to_bytes
 
 from mesh_middleware._types import Environ, Scope
 from mesh_middleware.middleware.target import quoted
+from mesh_middleware.policy.peering import XFCC
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -114,11 +115,19 @@ def without_collisions(environ: Environ) -> None:
 
 
 def split_lines(headers: Iterable[tuple[bytes, bytes]]) -> Headers | None:
-    """`headers` with each value that has commas as lines of their own; None where none has."""
+    """`headers` with each value that has commas as lines of their own; None where none has.
+
+    A gateway's list of callers is left whole: its first element says who calls, and only a gateway
+    is believed.
+    """
     given = list(headers)
-    if not any(b"," in value for _, value in given):
+    if not any(b"," in value and name != XFCC for name, value in given):
         return None
-    return [(name, part) for name, value in given for part in value.split(b",")]
+    return [
+        (name, part)
+        for name, value in given
+        for part in ([value] if name == XFCC else value.split(b","))
+    ]
 
 
 def environ_key(name: bytes) -> str:

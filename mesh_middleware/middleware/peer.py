@@ -24,6 +24,8 @@ from typing import Any, Final, cast
 
 from mesh_middleware.errors import PeerIdentityError
 from mesh_middleware.policy.decision import Decision, Reason
+from mesh_middleware.policy.engine import Claims
+from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID
 from mesh_middleware.state import MeshState
 from mesh_middleware.tls.certificates import PeerCertificate, TrustBundle, check_peer
@@ -53,18 +55,31 @@ class Enforcement:
 
     It is how an inner middleware knows that it need not decide again, and what `peer_identity`
     and `decision_of` read. It cannot come from a client: headers hold bytes, not objects.
+
+    `request` and `claims` are what was decided about, `roots` the root paths that a router may
+    take off its path. The path is that of the scope.
     """
 
-    __slots__ = ("caller", "decision", "method", "path", "service")
+    __slots__ = ("caller", "claims", "decision", "path", "request", "roots", "service")
 
     def __init__(
-        self, service: str, decision: Decision, caller: Caller | None, method: str, path: str
+        self,
+        service: str,
+        decision: Decision,
+        caller: Caller | None,
+        *,
+        request: HTTPRequest,
+        claims: Claims,
+        path: str,
+        roots: frozenset[str],
     ) -> None:
         self.service = service
         self.decision = decision
         self.caller = caller
-        self.method = method
+        self.request = request
+        self.claims = claims
         self.path = path
+        self.roots = roots
 
 
 def enforcement(scope_or_environ: Mapping[str, Any]) -> Enforcement | None:

@@ -30,7 +30,14 @@ from mesh_middleware.middleware.environ import (
     split_lines,
     without_collisions,
 )
-from mesh_middleware.middleware.peer import EXTENSION, PEER_KEY, Caller, decision_of, enforcement
+from mesh_middleware.middleware.peer import (
+    EXTENSION,
+    PEER_KEY,
+    Caller,
+    Enforcement,
+    decision_of,
+    enforcement,
+)
 from mesh_middleware.middleware.proxies import IdentitySource
 from mesh_middleware.middleware.refusal import Refusal
 from mesh_middleware.middleware.sockets import connection_proof
@@ -92,9 +99,10 @@ class MeshWSGIMiddleware:
         headers = scope["headers"]
         core = self._core
         mark = enforcement(environ)
-        if mark is not None and core.has_decided(mark, scope):
+        before = None if mark is None else core.mark(mark, scope)
+        if before is not None and core.covered(before, scope):
             return self.app(environ, start_response)
-        refusal = core.enforce(scope, environ, self._state())
+        refusal = core.enforce(scope, environ, self._state(), before)
         if refusal is not None:
             return _refuse(environ, start_response, refusal)
         environ[PEER_KEY] = enforcement(scope)
@@ -118,18 +126,24 @@ class MeshWSGIMiddleware:
 class _Core(MeshMiddleware):
     """`MeshMiddleware`'s decisions, about scopes that were made of environs."""
 
-    def has_decided(self, mark: object, scope: Scope) -> bool:
-        """Whether a middleware around this one has decided about this very request."""
-        return self._decided_before(mark, scope, scope["method"])
+    def mark(self, mark: object, scope: Scope) -> Enforcement | None:
+        """What a middleware around this one has decided about this very request."""
+        return self._mark(mark, scope, scope["method"])
 
-    def enforce(self, scope: Scope, environ: Environ, state: MeshState) -> Refusal | None:
+    def covered(self, mark: Enforcement, scope: Scope) -> bool:
+        """Whether that holds here."""
+        return self._covered(mark, scope)
+
+    def enforce(
+        self, scope: Scope, environ: Environ, state: MeshState, before: Enforcement | None
+    ) -> Refusal | None:
         """Decide, then make `scope` what the application may see; or say how to refuse."""
         if self._unsaid:
             self._say_audit()
         extensions, ours = _proofs(scope, environ)
         if self._sources:
             extensions = self._told(scope, extensions, ours, state, environ)
-        found = self._enforce(scope, scope["method"], extensions, ours, state)
+        found = self._enforce(scope, scope["method"], extensions, ours, state, before=before)
         return found if type(found) is Refusal else None
 
     def _decide(

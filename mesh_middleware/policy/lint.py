@@ -169,6 +169,16 @@ def _never_matches(permission: Permission, _: Sequence[Permission]) -> Iterator[
         yield Severity.WARNING, why, "Write the path as clients send it, without the query"
 
 
+def _ignore_case_with_regex(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+    for header in () if permission.http is None else permission.http.headers:
+        if header.ignore_case and header.regex is not None:
+            yield (
+                Severity.WARNING,
+                f"IgnoreCase does not reach the Regex {header.regex!r} of header {header.name!r}",
+                f"Write {'(?i)' + header.regex!r}; Consul does not store the two together",
+            )
+
+
 def _regex(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
     http = permission.http
     patterns = [] if http is None else [http.path_regex, *(h.regex for h in http.headers)]
@@ -312,6 +322,7 @@ PERMISSION_CHECKS: dict[str, Callable[[Permission, Sequence[Permission]], Iterat
     "exact-without-slash": _exact_without_slash,
     "case-sensitive-deny": _case_sensitive_deny,
     "exact-header-deny": _exact_header_deny,
+    "ignore-case-with-regex": _ignore_case_with_regex,
     "invert-on-absence": _invert_on_absence,
     "methods-without-head": _methods,
     "never-matches": _never_matches,

@@ -199,8 +199,6 @@ def _header_problem(header: HeaderMatch, criteria: list[str]) -> str:
         return "no name"
     if len(given) != 1:
         return f"{' and '.join(given)} exclude each other" if given else "no criterion"
-    if header.ignore_case and given[0] in {"Present", "Regex"}:
-        return f"IgnoreCase does not go with {given[0]}"
     return ""
 
 
@@ -222,6 +220,7 @@ def _any_value(
 
 
 def _value_check(kind: str, wanted_text: str, ignore_case: bool) -> ValueCheck | None:
+    """`ignore_case` does not reach a regular expression, as in Envoy; (?i) does."""
     if kind == "Regex":
         return _regex(wanted_text)
     wanted = wanted_text.encode("utf-8", "surrogatepass")

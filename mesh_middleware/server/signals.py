@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
@@ -13,12 +14,14 @@ _OURS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 class Signals:
     """SIGTERM and SIGINT while the launcher runs: the first stops, the second forces. SIGHUP
-    restarts, before that.
+    restarts, before that; from a terminal that was closed it stops.
 
     `stopping` is set by the first. The callbacks run in the main thread, between two bytecodes.
+    `terminal`: the file that may be one.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, terminal: int = 0) -> None:
+        self._terminal = terminal if os.isatty(terminal) else None
         self.stopping = threading.Event()
         self.forced = threading.Event()
         self._on_stop: Callable[[], None] = lambda: None
@@ -34,7 +37,7 @@ class Signals:
             stop()
 
     def _handle(self, signum: int, _frame: FrameType | None) -> None:
-        if signum == signal.SIGHUP:
+        if signum == signal.SIGHUP and not self._hung_up():
             if not self.stopping.is_set():
                 self._on_restart()
         elif not self.stopping.is_set():
@@ -43,6 +46,9 @@ class Signals:
         elif not self.forced.is_set():
             self.forced.set()
             self._on_force()
+
+    def _hung_up(self) -> bool:
+        return self._terminal is not None and not os.isatty(self._terminal)
 
     @contextmanager
     def owned(self) -> Iterator[Signals]:

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import copy
 import logging
+import multiprocessing
 import os
 import signal
 import socket
@@ -199,11 +200,11 @@ class MeshServer(uvicorn.Server):
         self._heart = asyncio.create_task(self._beat_on(), name="mesh-heartbeat")
 
     async def _beat_on(self) -> None:
-        parent = os.getppid()
+        parent = multiprocessing.parent_process()  # None: nobody's worker
         while True:
             await asyncio.sleep(BEAT_SECONDS)
             self._beat(self._phase)
-            if os.getppid() != parent:
+            if parent is not None and os.getppid() != parent.pid:
                 logger.error("the parent process is gone; stopping")
                 self.should_exit = True
 

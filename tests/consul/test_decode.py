@@ -424,6 +424,40 @@ def test_the_destination_of_a_config_entry_is_its_own() -> None:
     assert decode_config_entry({**entry, "Sources": None}) == []
 
 
+@pytest.mark.parametrize(
+    ("source", "key"),
+    [
+        ({}, ("", "p", "n", "web")),
+        ({"Namespace": "m"}, ("", "p", "m", "web")),
+        ({"Namespace": "*"}, ("", "p", "*", "web")),
+        ({"Partition": "q"}, ("", "q", "n", "web")),
+        ({"Namespace": "", "Partition": None}, ("", "p", "n", "web")),
+        ({"Peer": "east"}, ("east", "default", "default", "web")),
+        ({"SamenessGroup": "g"}, ("", "default", "default", "web")),
+    ],
+)
+def test_a_source_is_where_its_entry_is_unless_it_says_otherwise(
+    source: dict[str, str], key: tuple[str, ...]
+) -> None:
+    source = {"Name": "web", "Action": "allow", **source}
+    entry = {**ENTRY, "Namespace": "n", "Partition": "p", "Sources": [source]}
+    assert decode_config_entry(entry)[0].source_key == key
+
+
+def test_a_wildcard_namespace_is_not_inherited() -> None:
+    entry = {**ENTRY, "Name": "*", "Namespace": "*", "Sources": [{"Name": "web"}]}
+    assert decode_config_entry(entry)[0].source_key == ("", "default", "default", "web")
+
+
+def test_the_precedence_of_an_entry_is_computed_whatever_it_says() -> None:
+    sources = [
+        {"Name": "*", "Action": "allow", "Precedence": 9},
+        {"Name": "web", "Action": "deny", "Precedence": "8"},
+    ]
+    rows = decode_config_entry({**ENTRY, "Sources": sources})
+    assert [row.precedence for row in rows] == [8, 9]
+
+
 def test_a_requirement_where_consul_knows_none_is_unknown() -> None:
     """Config entries have JWT beside Sources, not in them: it must not be read over."""
     for jwt in ({"Providers": [{"Name": "okta"}]}, {}, None):

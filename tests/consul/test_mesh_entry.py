@@ -80,6 +80,8 @@ def test_every_setting_is_read() -> None:
         ["mesh"],
         [entry(), entry()],
         [entry(MergeSlashes="yes")],
+        [entry(SomethingNew="REJECT")],
+        [entry(mergeslashes=True)],
         [entry(PathWithEscapedSlashesAction="SOMETHING_NEW")],
         [entry(HeadersWithUnderscoresAction=1)],
         [{"HTTP": []}, {}],

@@ -10,6 +10,7 @@ import anyio
 import pytest
 from fastapi import FastAPI
 from starlette.applications import Starlette
+from starlette.middleware.gzip import GZipMiddleware
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.routing import Mount, Route, WebSocketRoute
@@ -162,6 +163,38 @@ def test_a_root_path_that_fastapi_sets_itself_is_known(inside: bool) -> None:
     assert answer(app, "/api/other") == "other"
     assert answer(app, "/admin") == "permission_deny"
     assert answer(app, "/api/admin") == "permission_deny"
+
+
+@pytest.mark.parametrize(
+    ("path", "status"), [("/api/other", 200), ("/api/admin", 403), ("/api%2fadmin", 403)]
+)
+@pytest.mark.parametrize("outer", [False, True], ids=["alone", "launched"])
+def test_a_root_path_that_is_set_below_the_outer_middleware_counts(
+    path: str, status: int, outer: bool
+) -> None:
+    """The launcher's middleware cannot see it through a wrapper; the application's own can."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # newer versions deprecate the argument
+        inner: Any = FastAPI(root_path="/api", routes=ROUTES)  # type: ignore[arg-type]
+    mesh = static_mesh("api", DENY_ADMIN)
+    inner.add_middleware(MeshMiddleware, mesh=mesh)
+    app: Any = GZipMiddleware(inner)
+    if outer:
+        app = MeshMiddleware(app, mesh=mesh)
+    answered = as_service(TestClient(app), "web").get(path)
+    assert answered.status_code == status
+    if status == 403:
+        assert answered.headers["x-mesh-refused"] in ("permission_deny", "ambiguous_path")
+
+
+def test_what_audit_passes_on_is_not_decided_again_below() -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        inner: Any = FastAPI(root_path="/api", routes=ROUTES)  # type: ignore[arg-type]
+    mesh = static_mesh("api", DENY_ADMIN)
+    inner.add_middleware(MeshMiddleware, mesh=mesh)
+    app = MeshMiddleware(GZipMiddleware(inner), mesh=mesh, enforcement="audit")
+    assert as_service(TestClient(app), "web").get("/admin").status_code == 200
 
 
 def recording(app: ASGIApp, prefix: str) -> ASGIApp:

@@ -23,6 +23,7 @@ from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.policy.peering import PeerBundle
+from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.spiffe import SpiffeID, TrustDomain
 from mesh_middleware.state import MeshState
 from mesh_middleware.testing import TRUST_DOMAIN
@@ -394,7 +395,15 @@ ALLOWED = Decision(allowed=True, reason=Reason.INTENTION_ALLOW)
 
 
 def marked(caller: Any) -> dict[str, Any]:
-    mark = peer.Enforcement("api", ALLOWED, caller, "GET", "/")
+    mark = peer.Enforcement(
+        "api",
+        ALLOWED,
+        caller,
+        request=HTTPRequest("GET", b"/"),
+        claims={},
+        path="/",
+        roots=frozenset({""}),
+    )
     return {"extensions": {EXTENSION: {"enforced": mark}}}
 
 

@@ -146,9 +146,12 @@ def test_a_peered_caller_comes_through_a_gateway() -> None:
     assert call(wsgi, {**environ, **told}).reason == "allowed"
     assert str(peer_identity(app.environ)) == pong
     assert not told.keys() & app.environ.keys()
-    # Two lines of which nobody knows whose they are, joined by a server.
-    twice = {"HTTP_X_FORWARDED_CLIENT_CERT": f"Hash=00;URI={pong},Hash=00;URI={pong}"}
-    assert call(wsgi, {**environ, **twice}).reason == "not_a_service"
+    # The first element counts, as it does for Consul; other values of the request are split.
+    ping = pong.replace("pong", "ping")
+    chain = {"HTTP_X_FORWARDED_CLIENT_CERT": f"Hash=00;URI={pong},Hash=00;URI={ping}"}
+    assert call(wsgi, {**environ, **chain, "HTTP_ACCEPT": "a,b"}).reason == "allowed"
+    chain = {"HTTP_X_FORWARDED_CLIENT_CERT": f"Hash=00;URI={ping},Hash=00;URI={pong}"}
+    assert call(wsgi, {**environ, **chain}).reason == "default_deny"
 
 
 @pytest.mark.parametrize(
@@ -461,6 +464,27 @@ def test_a_scope_that_was_decided_about_is_believed_for_the_same_request_only() 
     other = {"asgi.scope": scope, "REQUEST_METHOD": "POST"}
     assert call(inner, environ_for("/", **other)).reason == "no_identity"
     assert call(inner, environ_for("/y", **{"asgi.scope": scope})).reason == "no_identity"
+
+
+@pytest.mark.parametrize(
+    ("path", "reason"), [("/api/other", "allowed"), ("/api/admin", "permission_deny")]
+)
+def test_a_prefix_that_was_moved_below_the_outer_middleware_counts(path: str, reason: str) -> None:
+    """Layers that take a prefix off the path are common behind reverse proxies."""
+    rules = web_permissions(
+        rule(Action.DENY, path_prefix="/admin"), rule(Action.ALLOW, path_prefix="/")
+    )
+    scopes: list[Any] = []
+
+    async def asgi(scope: Any, receive: Any, send: Any) -> None:
+        scopes.append(scope)
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+
+    outer = MeshMiddleware(asgi, mesh=static_mesh("api", rules))
+    call_asgi(outer, http_scope(path, peer=verified()))
+    environ = environ_for(path.removeprefix("/api"), SCRIPT_NAME="/api")
+    inner = guarded(Recorder(), *rules)
+    assert call(inner, {**environ, "asgi.scope": scopes[0]}).reason == reason
 
 
 # -- audit ----------------------------------------------------------------------------------------

@@ -303,8 +303,6 @@ def header_fits(world: World, ask: Ask, entry: Mapping[str, Any], path: bytes, q
     if len(criteria) != 1 or odd or not entry.get("Name"):
         return MAYBE
     how, invert = criteria[0], bool(entry.get("Invert"))
-    if entry.get("IgnoreCase") and how in ("Present", "Regex"):
-        return MAYBE
     values = named_values(
         world, ask, entry["Name"].encode("utf-8", "surrogatepass").lower(), path, query
     )

@@ -66,6 +66,12 @@ CASES: list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] = [
         [row(deny(header(Contains="blocked", IgnoreCase=True)), ALL)],
     ),
     (
+        "ignore-case-with-regex",
+        "deny",
+        [row(deny(header(Regex="blocked", IgnoreCase=True)), ALL)],
+        [row(deny(header(Regex="(?i)blocked")), ALL)],
+    ),
+    (
         "invert-on-absence",
         "deny",
         [row(deny(header(Exact="good", Invert=True)), ALL)],

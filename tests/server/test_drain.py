@@ -101,6 +101,17 @@ def last_answer(sock: socket.socket) -> http.client.HTTPResponse:
     return response
 
 
+def test_who_is_nobodys_worker_outlives_whoever_started_it(
+    mesh: Mesh, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A service that a script put into the background has another parent soon."""
+    with serving(mesh, patient=False) as server:
+        monkeypatch.setattr("os.getppid", lambda: 1)
+        seen = len(server.beats)
+        wait_for(lambda: len(server.beats) >= seen + 2)
+        assert not server.server.should_exit
+
+
 @pytest.mark.parametrize("http", HTTP)
 def test_an_idle_connection_stays_for_one_more_request(mesh: Mesh, http: str) -> None:
     with serving(mesh, http=http) as server:

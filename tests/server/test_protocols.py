@@ -16,8 +16,11 @@ import zttp
 from websockets.sync.client import connect as websocket_connect
 
 from mesh_middleware.errors import ConfigError
-from mesh_middleware.middleware.peer import PEER_KEY
+from mesh_middleware.middleware import MeshMiddleware
+from mesh_middleware.middleware.peer import EXTENSION, PEER_KEY
 from mesh_middleware.middleware.refusal import LAST
+from mesh_middleware.policy.engine import compile_policy
+from mesh_middleware.policy.intentions import Action
 from mesh_middleware.server import protocols
 from mesh_middleware.server.protocols import (
     TLS_KEY,
@@ -27,6 +30,7 @@ from mesh_middleware.server.protocols import (
     protocol_class,
     wire_target,
 )
+from mesh_middleware.state import MeshState, StaticState
 from mesh_middleware.tls.contexts import VerifiedPeer
 from tests.server.mesh import Mesh, request, serving
 
@@ -240,6 +244,42 @@ def test_protocols_that_cannot_carry_the_caller_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         protocol_class(http, http2=http2)
+
+
+@pytest.mark.parametrize("http", HTTP)
+@pytest.mark.parametrize(
+    ("target", "status"), [("/a#b", 400), ("/a?x#b", 400), ("/a", 200), ("/a?x=1", 200)]
+)
+def test_a_fragment_in_a_target_is_malformed(
+    mesh: Mesh, http: str, target: str, status: int
+) -> None:
+    """httptools drops it, so that rules and the application would see another target."""
+    policy = compile_policy([], default_action=Action.ALLOW, trust_domain=mesh.ca.trust_domain)
+    state = MeshState("api", generation=1, bundle=mesh.bundle, policy=policy)
+    guarded = MeshMiddleware(leaving, mesh=StaticState(state))
+    with (
+        serving(guarded, mesh.server_context("api"), http=http) as port,
+        closing(mesh.connect(port, "web", "api")) as sock,
+    ):
+        assert request(sock, target)[0] == status
+
+
+def test_the_target_is_recorded_whole_and_taken_out_of_the_scope(mesh: Mesh) -> None:
+    seen_scopes: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen_scopes.append(scope)
+        await leaving(scope, receive, send)
+
+    with (
+        serving(app, mesh.server_context("api"), http="httptools") as port,
+        closing(mesh.connect(port, "web", "api")) as sock,
+    ):
+        request(sock, "http://mesh/a%2Fb?x=1")
+    (scope,) = seen_scopes
+    assert scope["extensions"][EXTENSION]["target"] == b"http://mesh/a%2Fb?x=1"
+    assert scope["path"] == "/a/b"
+    assert not [key for key in scope if key.startswith("mesh_middleware")]
 
 
 def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

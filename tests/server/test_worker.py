@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import pickle
+import pty
 import signal
 import socket
 import threading
@@ -150,6 +152,18 @@ def test_a_signal_before_the_server_is_there_still_stops_it() -> None:
     signals._handle(signal.SIGTERM, None)
     signals._handle(signal.SIGHUP, None)  # too late for one
     assert calls == ["stop", "force"]
+
+
+def test_a_terminal_that_was_closed_stops_the_service() -> None:
+    outside, terminal = pty.openpty()
+    signals, calls = Signals(terminal), []
+    signals.call(**{name: partial(calls.append, name) for name in ("stop", "force", "restart")})
+    signals._handle(signal.SIGHUP, None)  # somebody sent it
+    assert calls == ["restart"]
+    os.close(outside)
+    signals._handle(signal.SIGHUP, None)
+    os.close(terminal)
+    assert calls == ["restart", "stop"]
 
 
 def test_a_worker_serves_and_stops(agent: DevAgent, caplog: pytest.LogCaptureFixture) -> None:
