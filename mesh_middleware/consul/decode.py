@@ -156,8 +156,18 @@ def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
         }
         if "JWT" in source:
             row["Sources.JWT"] = source["JWT"] or [None]  # not a place that Consul knows
-        rows.append(_with_upper_methods(decode_intention(row, where)))
+        decoded = _with_upper_methods(decode_intention(row, where))
+        if any(_same_source(decoded, other) for other in rows):
+            raise DecodeError(
+                f"{decoded.source} is there already; Consul takes each source once", field=where
+            )
+        rows.append(decoded)
     return rows
+
+
+def _same_source(one: Intention, other: Intention) -> bool:
+    group = one.source_sameness_group == other.source_sameness_group
+    return group and one.source_key == other.source_key
 
 
 def _inherited(entry: Mapping[str, Any], source: Mapping[str, Any]) -> dict[str, Any]:

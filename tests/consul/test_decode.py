@@ -444,6 +444,30 @@ def test_a_source_is_where_its_entry_is_unless_it_says_otherwise(
     assert decode_config_entry(entry)[0].source_key == key
 
 
+@pytest.mark.parametrize(
+    ("more", "twice"),
+    [
+        ({}, True),
+        ({"Namespace": "n"}, True),
+        ({"Partition": "P"}, True),
+        ({"Namespace": "m"}, False),
+        ({"Peer": "east"}, False),
+        ({"SamenessGroup": "g"}, False),
+    ],
+)
+def test_a_source_stands_in_its_entry_once(more: dict[str, str], twice: bool) -> None:
+    """Which of two would count? Consul does not store them."""
+    source = {"Name": "web", "Action": "allow"}
+    entry = {**ENTRY, "Namespace": "n", "Partition": "p"}
+    sources = {"Sources": [source, {**source, "Action": "deny", **more}]}
+    if twice:
+        with pytest.raises(DecodeError, match="once") as caught:
+            decode_config_entry({**entry, **sources})
+        assert caught.value.field == "Sources[1]"
+    else:
+        assert len(decode_config_entry({**entry, **sources})) == 2
+
+
 def test_a_wildcard_namespace_is_not_inherited() -> None:
     entry = {**ENTRY, "Name": "*", "Namespace": "*", "Sources": [{"Name": "web"}]}
     assert decode_config_entry(entry)[0].source_key == ("", "default", "default", "web")
