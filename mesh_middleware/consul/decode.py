@@ -140,7 +140,7 @@ def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
         raise DecodeError("is missing; write a list of sources", field=f"{at}Sources")
     # What is not known of the entry is not known of any of its rows.
     unknown = {key: fields[key] for key in _unknown_structures(fields, _ENTRY)}
-    rows = []
+    rows: list[Intention] = []
     for n, item in enumerate(list_at(fields, "Sources", at)):
         where = f"{at}Sources[{n}]"
         source = object_at(item, where)

@@ -31,18 +31,18 @@ class _Open:
         self._send = send
         self._accepted = False
         self._closed = False
-        self._gone = False
+        self.gone = False
 
     async def send(self, message: Message) -> None:
-        if self._gone:
+        if self.gone:
             raise ConnectionAbortedError("the server is going away")  # ASGI 2.4: an OSError
         self._accepted |= message["type"] == "websocket.accept"
         self._closed |= message["type"] in ("websocket.close", "websocket.http.response.start")
         await self._send(message)
 
     async def close(self) -> None:
-        if self._accepted and not self._closed and not self._gone:
-            self._gone = True
+        if self._accepted and not self._closed and not self.gone:
+            self.gone = True
             with suppress(OSError, RuntimeError):  # the client was faster
                 await self._send({"type": "websocket.close", "code": GOING_AWAY, "reason": ""})
 
@@ -68,6 +68,9 @@ class GoAway:
         self._open.add(connection)
         try:
             await self.app(scope, receive, connection.send)
+        except OSError:  # what we gave it ourselves, and nobody's mistake
+            if not connection.gone:
+                raise
         finally:
             self._open.discard(connection)
 

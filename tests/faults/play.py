@@ -100,7 +100,7 @@ def shows(fault: Fault, at: Scene) -> bool:
         return REJECTED in manager.last_errors
     kinds = {str(failure.kind) for failure in manager.last_errors.values()}
     wanted = {"roots", "leaf", "intentions"} <= manager.last_errors.keys()
-    if fault.decides is Decides.STALE:
+    if fault.decides in (Decides.STALE, Decides.UNDECODABLE):
         wanted = wanted and manager.state.fault is not None
     return wanted and fault.shown in kinds
 

@@ -35,13 +35,14 @@ class Recorder:
             await send({"type": "websocket.send", "text": "too late"})
         except OSError as error:
             self.ends.append(str(error))
+            raise  # as most applications let it
 
 
 @pytest.mark.filterwarnings("ignore:remove second argument:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*is deprecated:uvicorn.config.UvicornDeprecationWarning")
 @pytest.mark.parametrize("ws", ["websockets", "websockets-sansio", "wsproto"])
-def test_a_stop_closes_websockets_with_1001(ws: Any) -> None:
+def test_a_stop_closes_websockets_with_1001(ws: Any, caplog: pytest.LogCaptureFixture) -> None:
     app = Recorder()
     goaway = GoAway(app)
     config = uvicorn.Config(
@@ -64,6 +65,7 @@ def test_a_stop_closes_websockets_with_1001(ws: Any) -> None:
             assert closed.value.rcvd.code == 1001
         wait_for(lambda: len(app.ends) == 2)
     assert app.ends == ["websocket.disconnect", "the server is going away"]
+    assert "Exception in ASGI application" not in caplog.text
     assert (beats[0], beats[-1]) == (Phase.SERVING, Phase.STOPPING)
 
 
