@@ -9,7 +9,7 @@ from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.policy.peering import PeerBundle, forwarded_identity, index_peers, peered
 from mesh_middleware.policy.request import HTTPRequest
-from mesh_middleware.policy.spiffe import ServiceIdentity, TrustDomain
+from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID, TrustDomain
 from tests.policy.worlds import GATEWAY, OTHER_DOMAIN, PEER_DOMAIN, TRUST_DOMAIN, xfcc
 
 PONG = f"spiffe://{PEER_DOMAIN}/ns/default/dc/dc9/svc/pong"
@@ -93,3 +93,15 @@ def test_a_peer_without_a_name_names_nobody() -> None:
     """An empty peer is what local callers have."""
     peers = index_peers([PeerBundle("", TrustDomain(PEER_DOMAIN))])
     assert peered(identity(PONG), peers) is None
+
+
+def test_only_a_gateway_of_ours_speaks_for_others() -> None:
+    """Logs, too, must not name as the caller whom somebody else's gateway tells."""
+    policy = compile_policy([], trust_domain=TRUST_DOMAIN, peers=[EAST])
+    request = HTTPRequest("GET", b"/", [(b"x-forwarded-client-cert", ELEMENT.encode())])
+    ours = SpiffeID.from_string(GATEWAY)
+    theirs = SpiffeID(TrustDomain(OTHER_DOMAIN), ours.path)
+    assert str(policy.caller_of(ours, request)) == PONG
+    assert policy.caller_of(theirs, request) is theirs
+    local = ServiceIdentity(TrustDomain(TRUST_DOMAIN), "web")
+    assert policy.caller_of(local, request) is local
