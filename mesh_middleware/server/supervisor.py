@@ -19,6 +19,8 @@ from __future__ import annotations
 
 import logging
 import multiprocessing
+import os
+import signal
 import socket
 import threading
 import time
@@ -42,6 +44,9 @@ RESTART_SECONDS = 1.0
 RETRY_SECONDS = 5.0
 """After a worker that could not serve, while others can: the next one may."""
 
+STOP_SIGNAL = signal.SIGUSR1
+"""By which workers are stopped. Not SIGTERM, which whole groups get that only the parent should."""
+
 _TICK_SECONDS = 0.1
 
 multiprocessing.allow_connection_pickling()  # sockets travel to spawned processes
@@ -58,10 +63,11 @@ class _Child:
     leaving: bool = False
 
     def leave(self) -> None:
-        """Tell it to finish, once: a second signal would not let it."""
-        if not self.leaving:
+        """Tell it to finish, once."""
+        pid = self.process.pid
+        if not self.leaving and pid is not None and self.process.exitcode is None:
             self.leaving = True
-            self.process.terminate()
+            os.kill(pid, STOP_SIGNAL)
 
 
 @dataclass(eq=False, slots=True)
@@ -137,7 +143,7 @@ class Supervisor:
 
     def _start(self) -> _Child:
         slot = next(slot for slot in range(self._board.slots) if slot not in self._children)
-        target = ChildProcess(self._settings, self._board, slot)
+        target = ChildProcess(self._settings, self._board, slot, STOP_SIGNAL)
         process = _spawn.Process(target=target, args=(self._sockets,), name=f"mesh-{slot}")
         process.start()
         child = self._children[slot] = _Child(process, slot, self._clock())

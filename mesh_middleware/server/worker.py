@@ -292,20 +292,24 @@ async def _no_app(_scope: Scope, _receive: Receive, _send: Send) -> None:
 
 @dataclass(frozen=True, slots=True)
 class ChildProcess:
-    """What a spawned process runs: a `Worker` that its parent stops by SIGTERM."""
+    """What a spawned process runs: a `Worker` that its parent stops by `stop_signal`.
+
+    Other signals are the parent's business: Ctrl-C, a closed terminal and service managers that
+    stop a whole group (systemd's default) reach the worker too, but the check must be critical
+    before it closes its listeners.
+    """
 
     settings: Settings
     board: Board
     slot: int = 0
+    stop_signal: signal.Signals = signal.SIGTERM
 
     def __call__(self, sockets: list[socket.socket] | None = None) -> None:
         """Serve, then exit the process."""
         worker = Worker(self.settings, self.board, self.slot)
-        # Ctrl-C and a closed terminal reach the whole group, but the parent decides
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGHUP, signal.SIG_IGN)
-        calls = iter((worker.stop,))
-        signal.signal(signal.SIGTERM, lambda *_: next(calls, worker.force)())
+        for signum in (signal.SIGINT, signal.SIGHUP, signal.SIGTERM):
+            signal.signal(signum, signal.SIG_IGN)
+        signal.signal(self.stop_signal, lambda *_: worker.stop())
         try:
             sys.exit(worker.run(sockets or []))
         except LaunchError as error:

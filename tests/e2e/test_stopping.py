@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import concurrent.futures
+import os
 import signal
 import socket
 import sys
@@ -13,7 +14,7 @@ import pytest
 from websockets.exceptions import ConnectionClosed
 
 from mesh_middleware.devagent import DevAgent
-from tests.e2e.launch import PLAIN, Caller, Launched, health
+from tests.e2e.launch import PLAIN, Caller, Launched, health, worker_pids
 from tests.server.mesh import request
 from tests.support import wait_for
 
@@ -81,6 +82,26 @@ def test_a_second_signal_does_not_wait_for_open_requests(
             launched.signal(signum)
             assert launched.ends(10) in (0, 1)
         launched.says("second signal")
+
+
+@pytest.mark.parametrize("workers", ["1", "2"])
+def test_a_signal_to_the_whole_group_is_one_stop(agent: DevAgent, workers: str) -> None:
+    """As service managers send it: workers must not take it for theirs, nor be replaced."""
+    with launch(agent, "--workers", workers, "--grace", "1") as launched:
+        launched.says("Application startup complete", times=int(workers))
+        launched.serves()
+        with closing(Caller.of(agent.address, "client").connect(launched.port)) as slow:
+            slow.sendall(b"GET /slow?seconds=3 HTTP/1.1\r\nhost: mesh\r\n\r\n")
+            for pid in worker_pids(launched.log):
+                os.kill(pid, signal.SIGTERM)
+            launched.signal()
+            launched.says("check is critical")
+            with closing(Caller.of(agent.address, "client").connect(launched.port)) as late:
+                assert request(late, "/whoami")[0] == 200  # within the grace
+            assert slow.recv(65536).startswith(b"HTTP/1.1 200 ")
+        assert launched.ends() == 0
+        assert len(worker_pids(launched.log)) == int(workers)
+        assert "Traceback" not in launched.log
 
 
 @pytest.mark.parametrize("loop", ["uvloop", "asyncio"])
