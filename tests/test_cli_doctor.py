@@ -160,7 +160,9 @@ def test_a_process_holds_as_many_connections_as_are_counted() -> None:
         manager.wait_ready(10)
         other_end = f"0100007F:{agent.port:04X} 01 "  # proc(5): established, seen from our side
         table = Path("/proc/net/tcp")
-        wait_for(lambda: table.read_text().count(other_end) == WATCHED, 20)
+        # that of the probe for the default action may be kept for a while
+        held = range(WATCHED, WATCHED + 2)
+        wait_for(lambda: table.read_text().count(other_end) in held, 20)
 
 
 def test_a_wrong_setting_is_a_usage_error(tmp_path: Path) -> None:

@@ -66,6 +66,18 @@ def test_lint(text: str, options: list[str], status: int, said: str, tmp_path: P
     assert said in result.output
 
 
+def test_a_document_may_name_the_file_of_its_intentions(tmp_path: Path) -> None:
+    (tmp_path / "rules.yaml").write_text(PREFIX)
+    document = tmp_path / "expectations.yaml"
+    document.write_text("{default: deny, intentions: rules.yaml, requests: []}")
+    result = CliRunner().invoke(main, ["lint", str(document)])
+    assert result.exit_code == 1, result.output
+    assert "prefix-without-slash" in result.output
+    (tmp_path / "rules.yaml").unlink()
+    result = CliRunner().invoke(main, ["lint", str(document)])
+    assert (result.exit_code, "No such file" in result.output) == (2, True)
+
+
 def test_standard_input_and_a_missing_file() -> None:
     assert CliRunner().invoke(main, ["lint", "-"], input=PREFIX).exit_code == 1
     missing = CliRunner().invoke(main, ["lint", "no-such-file"])

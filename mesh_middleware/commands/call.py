@@ -83,7 +83,7 @@ def call(
         raise click.UsageError(str(error)) from error
     except MeshError as error:
         code = _code(error)
-        click.echo(f"Error: {error}{_ADVICE.get(code, '').format(config.address)}", err=True)
+        click.echo(f"Error: {_advised(error, code, config.address)}", err=True)
         raise SystemExit(code) from error
     _print(reply, include=include, name_server=expect is None and request.upstream is None)
     raise SystemExit(ExitCode.RUNTIME if fail and reply.status >= 400 else ExitCode.OK)
@@ -91,14 +91,23 @@ def call(
 
 _ADVICE = {
     ExitCode.AGENT_UNREACHABLE: (
-        "\nNo Consul agent answers at {}: start one (mesh-middleware dev-agent, or Consul), or set "
+        "no Consul agent answers at {}: start one (mesh-middleware dev-agent, or Consul), or set "
         "CONSUL_HTTP_ADDR to where the called service's agent is."
     ),
     ExitCode.ACL: (
-        "\nThe agent at {} refuses the token: set CONSUL_HTTP_TOKEN to one with the service "
+        "the agent at {} refuses the token: set CONSUL_HTTP_TOKEN to one with the service "
         "identity of the service named by --as."
     ),
 }
+
+
+def _advised(error: MeshError, code: ExitCode, agent: str) -> str:
+    """What to do, then what happened."""
+    if code in _ADVICE:
+        return f"{_ADVICE[code].format(agent)}\n{error}"
+    if "CERTIFICATE_VERIFY_FAILED" in str(error):
+        return f"{error}\nIs {agent} the agent of the called service, too? See CONSUL_HTTP_ADDR."
+    return str(error)
 
 
 def _code(error: MeshError) -> ExitCode:

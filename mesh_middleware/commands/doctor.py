@@ -37,7 +37,8 @@ AGENT_CONNECTIONS = 200
 """What an agent takes from one address (Consul: ``limits.http_max_conns_per_client``)."""
 
 WATCHED = 4
-"""Connections to the agent that each process holds; one more where rules ask for tokens."""
+"""Connections to the agent that each process holds; one more where rules ask for tokens, and one
+that is idle now and then."""
 
 _ASK_SECONDS = 10.0
 _NO_ANSWER = (MeshError, TimeoutError, concurrent.futures.CancelledError, ValueError)

@@ -58,13 +58,23 @@ def _sets(name: str, given: str | None) -> Iterator[tuple[Action, list[Intention
     try:
         data = sys.stdin.buffer.read() if name == "-" else Path(name).read_bytes()
         for document in load_documents(data, name):
-            rows = decode_rules([document])
-            _check_actions(document, "")
+            rules = _rules(document, Path(name).parent)
+            rows = decode_rules(rules)
+            _check_actions(rules, "")
             yield _default(document) if given is None else Action(given), rows
     except DecodeError as error:
         raise BadInput(one_line(f"{name}: {error}")) from None
     except OSError as error:
         raise BadInput(f"{name}: {error.strerror}") from None
+
+
+def _rules(document: Any, folder: Path) -> list[Any]:
+    """What is to be decoded; a document may name the file that its intentions are in."""
+    named = document.get("intentions") if isinstance(document, dict) else None
+    if not isinstance(named, str):
+        return [document]
+    file = folder / named
+    return load_documents(file.read_bytes(), file.name)
 
 
 def _check_actions(value: Any, at: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from contextlib import ExitStack
+from inspect import cleandoc
 from typing import Any
 
 import click
@@ -207,11 +208,12 @@ run = click.Command(
     params=[*OPTIONS, *uvicorn_params()],
     callback=_run,
     short_help="Serve an application on the mesh.",
-    help=f"""Serve APP (module:attribute) as a service of the mesh: mTLS with certificates from the
-    Consul agent, every request decided by the agent's intentions.
+    help=cleandoc("""
+        Serve APP (module:attribute) as a service of the mesh: mTLS with certificates from the
+        Consul agent, every request decided by the agent's intentions.
 
-    The agent is found as Consul's own tools find it (CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, ...).
-    Options after --dev-intentions are uvicorn's own.
-
-    {EXIT_CODES}""",
+        The agent is found as Consul's own tools find it (CONSUL_HTTP_ADDR, CONSUL_HTTP_TOKEN, ...).
+        Options after --dev-intentions are uvicorn's own.
+    """)
+    + f"\n\n{EXIT_CODES}",
 )

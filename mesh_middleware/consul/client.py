@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import ssl
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 from urllib.parse import quote
@@ -270,7 +271,9 @@ def _cause(error: httpx.HTTPError) -> str:
     words = str(error)
     while (inner := found.__cause__ or found.__context__) is not None:
         found = inner
-        if isinstance(found, OSError) and found.errno and found.errno > 0:
+        if isinstance(found, ssl.SSLError):  # its number is none of the system's
+            words = f"{found.reason or found} (does the agent speak TLS there?)"
+        elif isinstance(found, OSError) and found.errno and found.errno > 0:
             words = os.strerror(found.errno)
     return f"{type(error).__name__}: {words}" if words else type(error).__name__
 

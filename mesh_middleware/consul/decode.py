@@ -133,13 +133,17 @@ def decode_config_entry(document: Any, field: str = "") -> list[Intention]:
     """
     fields = _camel_keys(object_at(document, field))
     at = f"{field}." if field else ""
-    kind = text_at(fields, "Kind", at)
+    kind = fields.get("Kind")
     if kind != "service-intentions":
-        raise DecodeError(f"expected 'service-intentions', got {kind!r}", field=f"{at}Kind")
+        got = "is missing" if kind is None else f"is {kind!r}"
+        raise DecodeError(f"{got}; write service-intentions", field=f"{at}Kind")
     if "Sources" not in fields:
         raise DecodeError("is missing; write a list of sources", field=f"{at}Sources")
-    # What is not known of the entry is not known of any of its rows.
-    unknown = {key: fields[key] for key in _unknown_structures(fields, _ENTRY)}
+    for key in ("Action", "Permissions"):
+        if key in fields:
+            raise DecodeError("belongs to a source: indent it below one", field=f"{at}{key}")
+    # What is not known of the entry is not known of any of its rows, whatever rows call so.
+    unknown = {f"Entry.{key}": fields[key] for key in _unknown_structures(fields, _ENTRY)}
     rows: list[Intention] = []
     for n, item in enumerate(list_at(fields, "Sources", at)):
         where = f"{at}Sources[{n}]"

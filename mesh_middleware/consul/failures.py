@@ -91,7 +91,9 @@ def _advice(error: ConsulError, part: str, config: MeshConfig) -> str:
                 "the agent does not know the token; set CONSUL_HTTP_TOKEN or "
                 "CONSUL_HTTP_TOKEN_FILE to a valid one"
             )
-        rule = _RULES.get(part, "read").format(service=config.service)
+        if part not in _RULES:
+            return "the agent gives this to everybody: check the token, and what is in between"
+        rule = _RULES[part].format(service=config.service)
         sent = "the token needs" if config.token or config.token_file else "no token was sent; use"
         return f"{sent} a service identity for {config.service!r}, or the rule {rule}"
     if "connect must be enabled" in error.body.lower():

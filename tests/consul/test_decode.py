@@ -468,6 +468,23 @@ def test_a_source_stands_in_its_entry_once(more: dict[str, str], twice: bool) ->
         assert len(decode_config_entry({**entry, **sources})) == 2
 
 
+@pytest.mark.parametrize("key", ["Action", "Permissions"])
+def test_what_is_not_indented_below_a_source_is_a_mistake(key: str) -> None:
+    """Taken for every source, it would allow what nobody wrote."""
+    permissions = [{"Action": "allow", "HTTP": {"PathPrefix": "/"}}]
+    entry = {**ENTRY, "Sources": [{"Name": "web"}], key: permissions}
+    with pytest.raises(DecodeError, match="indent it") as caught:
+        decode_config_entry(entry)
+    assert caught.value.field == key
+
+
+@pytest.mark.parametrize("key", ["Novel", "SourcePeer", "HTTP"])
+def test_what_is_not_known_of_an_entry_makes_its_rows_refuse(key: str) -> None:
+    entry = {**ENTRY, "Sources": [{"Name": "web", "Action": "allow"}], key: {"a": 1}}
+    (row,) = decode_config_entry(entry)
+    assert row.unknown == (f"Entry.{key}",)
+
+
 def test_a_wildcard_namespace_is_not_inherited() -> None:
     entry = {**ENTRY, "Name": "*", "Namespace": "*", "Sources": [{"Name": "web"}]}
     assert decode_config_entry(entry)[0].source_key == ("", "default", "default", "web")
@@ -516,7 +533,7 @@ def test_a_document_may_be_as_deep_as_json_can_be() -> None:
     deep: Any = {}
     for _ in range(5000):
         deep = {"x": [deep]}
-    assert decode_config_entry({**ENTRY, "Novel": deep})[0].unknown == ("Novel",)
+    assert decode_config_entry({**ENTRY, "Novel": deep})[0].unknown == ("Entry.Novel",)
     assert decode_normalization({"HTTP": {"Novel": deep}}) == Normalization()
 
 
@@ -708,6 +725,6 @@ def test_a_leaf_is_read_and_its_key_must_fit(ca: CertificateAuthority) -> None:
 def test_what_is_not_known_of_an_entry_counts_against_all_of_its_rows() -> None:
     entry = {"Kind": "service-intentions", "Name": "api", "Novel": {"hours": [9, 17]}}
     (row,) = decode_config_entry({**entry, "Sources": [{"Name": "web", "Action": "allow"}]})
-    assert row.unknown == ("Novel",)
+    assert row.unknown == ("Entry.Novel",)
     with pytest.raises(DecodeError, match="Sources: is missing"):
         decode_config_entry({**entry, "Source": [{"Name": "web", "Action": "allow"}]})
