@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 
@@ -42,6 +43,9 @@ def dev_agent(port: int, host: str, intentions: tuple[str, ...], default_action:
     `consul intention create` or PUT /v1/config.
     """
     click.echo(FIRST_LINE)
+    # what is read from the files, and what cannot be
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("mesh_middleware.devagent").setLevel(logging.INFO)
     stopping = threading.Event()
     for signum in (signal.SIGTERM, signal.SIGINT):
         signal.signal(signum, lambda *_: stopping.set())

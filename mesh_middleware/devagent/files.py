@@ -91,7 +91,6 @@ class WatchedFiles:
                 _log.error("%s; the last good intentions stay in force", error)
         else:
             self._said = ""
-            _log.info("%s: %d entries in force", self._names, len(self._keys))
 
     def _put(self, store: Store) -> None:
         entries = read_files(self.paths)
@@ -100,6 +99,8 @@ class WatchedFiles:
         except RefusedError as error:
             raise ConfigError(f"{self._names}: {error.text}") from None
         self._keys = [(entry["Kind"], entry["Name"]) for entry in entries]
+        names = ", ".join(sorted(name for _, name in self._keys)) or "nothing: the file is empty"
+        _log.info("in force from %s: %s", self._names, names)
 
     @property
     def _names(self) -> str:

@@ -131,6 +131,8 @@ def test_a_broken_file_keeps_the_last_good_content_and_says_so_once(tmp_path, ca
         caplog.at_level(logging.INFO, "mesh_middleware.devagent"),
         DevAgent(intentions=path) as agent,
     ):
+        assert [record.getMessage() for record in caplog.records] == [f"in force from {path}: api"]
+        caplog.clear()
         replace(path, json.dumps([ROW, {**ROW, "Action": "x"}]))
         (record,) = wait_for(lambda: list(caplog.records))
         said = record.getMessage()
@@ -150,7 +152,10 @@ def test_a_broken_file_keeps_the_last_good_content_and_says_so_once(tmp_path, ca
         path.write_text(json.dumps([{**ROW, "SourceName": "cron"}]))
         wait_for(lambda: sources(agent) == ["cron"])
         wait_for(lambda: len(caplog.records) == 3)
-        assert "1 entries in force" in caplog.records[2].getMessage()
+        assert "in force from" in caplog.records[2].getMessage()
+        path.write_text("[]")
+        wait_for(lambda: len(caplog.records) == 4)
+        assert "nothing: the file is empty" in caplog.records[3].getMessage()
 
 
 def test_a_file_that_clashes_with_what_others_wrote_changes_nothing(tmp_path, caplog):
