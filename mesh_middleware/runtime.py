@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import threading
 
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.state import StateSource, sources
+
+logger = logging.getLogger("mesh_middleware.consul")
 
 _lock = threading.Lock()
 _started: list[MeshManager] = []
@@ -27,6 +30,14 @@ def manager_for(service: str) -> StateSource:
         found = sources.get(service)
         if found is not None:
             return found
+        if others := sources.services():
+            logger.warning(
+                "%s: this process becomes this service of the mesh, too; it is %s already. "
+                "Is the name right?",
+                service,
+                ", ".join(others),
+                extra={"mesh_event": "another service", "mesh_service": service},
+            )
         manager = MeshManager(MeshConfig.from_env(service))
         manager.start()
         _started.append(manager)

@@ -135,6 +135,11 @@ class Registry:
                 self._sources[service] = source
             return before
 
+    def services(self) -> list[str]:
+        """The services that have a source, sorted."""
+        with self._lock:
+            return sorted(self._sources)
+
     def get(self, service: str) -> StateSource | None:
         """The source for `service`, or None."""
         return self._sources.get(service)

@@ -50,6 +50,18 @@ def test_a_manager_is_started_once(agent: DevAgent) -> None:
     assert runtime.manager_for("api") is not manager
 
 
+def test_a_process_that_becomes_a_second_service_is_told(
+    agent: DevAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A slip in AsyncMeshTransport("wbe") would call as somebody else, without a word."""
+    runtime.manager_for("web")
+    assert "Is the name right?" not in caplog.text
+    runtime.manager_for("wbe")
+    assert "wbe: this process becomes this service of the mesh, too; it is web already" in (
+        caplog.text
+    )
+
+
 def test_close_all_forgets_them(agent: DevAgent) -> None:
     manager = runtime.manager_for("web")
     runtime.close_all()
