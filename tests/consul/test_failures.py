@@ -21,7 +21,7 @@ ROWS = [
      "the token needs a service identity for 'web', or the rule service"),
     (ConsulError("x", status=403), "intentions", CONFIG, "acl",
      "no token was sent; use a service identity for 'web', or the rule service"),
-    (ConsulError("x", status=401), "roots", CONFIG, "acl", "read"),
+    (ConsulError("x", status=401), "roots", CONFIG, "acl", "gives this to everybody"),
     (ConsulError("x", status=500, body="Connect must be enabled in order to use this endpoint"),
      "leaf", CONFIG, "other", "connect { enabled = true }"),
     (ConsulError("x", status=500, body="No cluster leader"), "leaf", CONFIG, "other",
