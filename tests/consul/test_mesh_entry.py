@@ -15,6 +15,7 @@ from mesh_middleware.consul.mesh_entry import decode_mesh_entries
 from mesh_middleware.devagent import DevAgent
 from mesh_middleware.errors import DecodeError, NotReadyError
 from mesh_middleware.policy.decision import Reason
+from mesh_middleware.policy.intentions import Action
 from mesh_middleware.policy.request import (
     DEFAULT_NORMALIZATION,
     EscapedSlashes,
@@ -135,6 +136,28 @@ def test_an_agent_that_does_not_know_the_kind_has_none(fake: FakeAgent, unknown:
         asked = fake.count("match")
         wait_for(lambda: fake.count("match") >= asked + 4)  # the others go on
         assert fake.count("mesh") == 1
+
+
+def test_an_unknown_kind_says_nothing_of_the_default_action(
+    fake: FakeAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is no answer that the agent gave with its headers: those of the others stay in force."""
+    monkeypatch.setattr(mesh_entry, "ABSENT_SECONDS", 0.05)
+    fake.set(
+        authorize=Reply.json({"Authorized": True, "Reason": "Matched L4 intention: a => web"}),
+        match=Reply.json({"web": None}, 5, X_Consul_Default_Acl_Policy="allow"),
+        mesh=UNKNOWN_KINDS[-1],
+    )
+    with managing(fake.address) as manager:
+        manager.wait_ready(5)
+        wait_for(lambda: manager.state.policy.default_action is Action.ALLOW)
+        seen: list[Action] = []
+        manager.subscribe(lambda state: seen.append(state.policy.default_action))
+        asked = fake.count("mesh")
+        wait_for(lambda: fake.count("mesh") >= asked + 4)
+        assert Action.DENY not in seen
+        assert manager.state.policy is not None
+        assert manager.state.policy.default_action is Action.ALLOW
 
 
 def test_an_agent_that_learns_the_kind_is_noticed(

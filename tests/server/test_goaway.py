@@ -69,6 +69,14 @@ def test_a_stop_closes_websockets_with_1001(ws: Any, caplog: pytest.LogCaptureFi
     assert (beats[0], beats[-1]) == (Phase.SERVING, Phase.STOPPING)
 
 
+def test_an_error_of_the_applications_own_is_not_hidden() -> None:
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        raise FileNotFoundError("mine")
+
+    with pytest.raises(FileNotFoundError, match="mine"):
+        asyncio.run(GoAway(app)({"type": "websocket"}, None, None))  # type: ignore[arg-type]
+
+
 def test_only_accepted_open_websockets_are_closed() -> None:
     async def scenario() -> list[str]:
         sent: list[str] = []
