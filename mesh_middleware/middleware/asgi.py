@@ -269,6 +269,7 @@ class MeshMiddleware:
                 allowed(self._fields(scope, request, caller, decision, state))
         if before is None:
             scope["headers"] = _visible(scope, state, claims)
+        roots = self._roots(scope)
         mark = Enforcement(
             self._service or state.service,
             decision,
@@ -276,15 +277,14 @@ class MeshMiddleware:
             request=request,
             claims=known,
             path=scope["path"],
-            roots=self._roots(scope),
+            roots=roots,
         )
         # New dicts: a server may share its own between the requests of a connection.
         scope["extensions"] = {**extensions, EXTENSION: {**ours, ENFORCED: mark}}
         if decision is _EXEMPT:
             return None
         # Routers change a scope as they go down it; what was decided about must stay as it was.
-        rooted = scope.get("root_path") or self._app_root
-        seen = dict(scope) if rooted else _UNROOTED[kind]
+        seen = _UNROOTED[kind] if roots is _NO_ROOTS else dict(scope)
         return seen, request, extensions, ours, known, caller
 
     # -- deciding again: `live.Judge` ---------------------------------------------------------
@@ -389,7 +389,7 @@ class MeshMiddleware:
         if request.method not in PLAIN_METHODS and not has_sound_method(request):
             return source, Decision(allowed=False, reason=Reason.MALFORMED_TARGET)
         decision = policy.decide(source, request, claims)
-        if decision.allowed and (scope.get("root_path") or self._app_root):
+        if decision.allowed and self._roots(scope) is not _NO_ROOTS:
             decision = self._decide_routed(scope, request, source, policy, decision, claims=claims)
         # The connection may be a gateway's: who calls is then whom it speaks for.
         return policy.caller_of(source, request) if policy.peered else source, decision
