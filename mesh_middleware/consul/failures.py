@@ -115,7 +115,8 @@ def rejected(part: str) -> str:
 class Failures:
     """The failures of now, by part; logs each change of condition once.
 
-    `current` can be read from any thread: it is replaced, never changed. An agent that cannot be
+    `current` can be read from any thread: it is replaced, never changed, and only after the change
+    was logged, so that who sees it finds the line. An agent that cannot be
     reached is one condition, whatever the number of parts that ask it.
     """
 
@@ -128,25 +129,25 @@ class Failures:
         failure = error if isinstance(error, Failure) else explain(error, part, self._config)
         before = self.current.get(part)
         known = _condition(failure) in map(_condition, self._others(part))
-        self._replace({**self.current, part: failure})
         if failure.kind is FailureKind.UNREACHABLE:
             known = known or (before is not None and before.kind is FailureKind.UNREACHABLE)
         else:
             known = before is not None and _condition(before) == _condition(failure)
         if not known:
             self._log(logging.WARNING, "failed", part, failure)
+        self._replace({**self.current, part: failure})
 
     def clear(self, part: str) -> bool:
         """`part` is well; True when it was not before."""
         before = self.current.get(part)
         if before is None:
             return False
-        self._replace({key: value for key, value in self.current.items() if key != part})
         unreachable = FailureKind.UNREACHABLE
         if before.kind is not unreachable or not any(
-            other.kind is unreachable for other in self.current.values()
+            other.kind is unreachable for other in self._others(part)
         ):
             self._log(logging.INFO, "recovered", part, before)
+        self._replace({key: value for key, value in self.current.items() if key != part})
         return True
 
     def words(self, parts: tuple[str, ...]) -> str:

@@ -94,3 +94,20 @@ def test_a_rejected_part_says_why_it_is_missing() -> None:
     assert failures.words(("leaf", "roots")) == (
         "leaf: does not fit; roots: no answer yet from the Consul agent at http://127.0.0.1:8500"
     )
+
+
+def test_who_sees_a_change_finds_its_line(caplog: pytest.LogCaptureFixture) -> None:
+    """Another thread that sees no failure any more must not look for the line too early."""
+    caplog.set_level(logging.INFO, "mesh_middleware.consul")
+    failures = Failures(CONFIG)
+    seen: list[tuple[str, list[str]]] = []
+
+    def note(record: logging.LogRecord) -> bool:
+        seen.append((vars(record)["mesh_event"], list(failures.current)))
+        return True
+
+    caplog.handler.addFilter(note)
+    failures.set("leaf", ConsulError("x"))
+    failures.clear("leaf")
+    assert seen == [("failed", []), ("recovered", ["leaf"])]
+    assert not failures.current
