@@ -79,7 +79,7 @@ class Ending:
 
 
 class Judge(Protocol):
-    """Who decides: a `MeshMiddleware`."""
+    """Who decides: an `Enforcer`."""
 
     def judge_again(self, entry: Open, state: MeshState) -> Ending | None:
         """None while `entry` may go on."""

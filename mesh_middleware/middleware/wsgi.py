@@ -20,10 +20,9 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Final
 
-from mesh_middleware._types import Environ, Receive, Scope, Send, StartResponse, WSGIApp
-from mesh_middleware.errors import MeshError
-from mesh_middleware.middleware.asgi import MeshMiddleware
+from mesh_middleware._types import Environ, Scope, StartResponse, WSGIApp
 from mesh_middleware.middleware.audit import AUDIT_HEADER, AuditRule
+from mesh_middleware.middleware.enforcer import Enforcer
 from mesh_middleware.middleware.environ import (
     put_headers,
     scope_of,
@@ -34,7 +33,6 @@ from mesh_middleware.middleware.peer import (
     EXTENSION,
     PEER_KEY,
     Caller,
-    Enforcement,
     decision_of,
     enforcement,
 )
@@ -82,8 +80,7 @@ class MeshWSGIMiddleware:
         self._service = service or ""
         self._mesh = mesh
         self._debug_headers = debug_headers
-        self._core = _Core(
-            _no_app,
+        self._enforcer = _LineEnforcer(
             service=service,
             mesh=mesh,
             exempt_paths=exempt_paths,
@@ -97,14 +94,17 @@ class MeshWSGIMiddleware:
         without_collisions(environ)
         scope = scope_of(environ)
         headers = scope["headers"]
-        core = self._core
+        enforcer, method = self._enforcer, scope["method"]
         mark = enforcement(environ)
-        before = None if mark is None else core.mark(mark, scope)
-        if before is not None and core.covered(before, scope):
+        before = None if mark is None else enforcer.mark(mark, scope, method)
+        if before is not None and enforcer.covered(before, scope):
             return self.app(environ, start_response)
-        refusal = core.enforce(scope, environ, self._state(), before)
-        if refusal is not None:
-            return _refuse(environ, start_response, refusal)
+        extensions, ours = _proofs(scope, environ)
+        found = enforcer.enforce(
+            scope, method, extensions, ours, self._state(), before=before, environ=environ
+        )
+        if isinstance(found, Refusal):
+            return _refuse(environ, start_response, found)
         environ[PEER_KEY] = enforcement(scope)
         put_headers(environ, headers, scope["headers"])
         if self._debug_headers:
@@ -123,28 +123,8 @@ class MeshWSGIMiddleware:
         return source.state
 
 
-class _Core(MeshMiddleware):
-    """`MeshMiddleware`'s decisions, about scopes that were made of environs."""
-
-    def mark(self, mark: object, scope: Scope) -> Enforcement | None:
-        """What a middleware around this one has decided about this very request."""
-        return self._mark(mark, scope, scope["method"])
-
-    def covered(self, mark: Enforcement, scope: Scope) -> bool:
-        """Whether that holds here."""
-        return self._covered(mark, scope)
-
-    def enforce(
-        self, scope: Scope, environ: Environ, state: MeshState, before: Enforcement | None
-    ) -> Refusal | None:
-        """Decide, then make `scope` what the application may see; or say how to refuse."""
-        if self._unsaid:
-            self._say_audit()
-        extensions, ours = _proofs(scope, environ)
-        if self._sources:
-            extensions = self._told(scope, extensions, ours, state, environ)
-        found = self._enforce(scope, scope["method"], extensions, ours, state, before=before)
-        return found if type(found) is Refusal else None
+class _LineEnforcer(Enforcer):
+    """Decides about requests whose repeated header lines a server has joined."""
 
     def _decide(
         self,
@@ -209,7 +189,3 @@ def _with_audit_header(environ: Environ, start_response: StartResponse) -> Start
         return start_response(status, [*headers, header], *exc_info)
 
     return told
-
-
-async def _no_app(_scope: Scope, _receive: Receive, _send: Send) -> None:
-    raise MeshError("this middleware serves WSGI")

@@ -74,7 +74,7 @@ class Always:
 @pytest.fixture(autouse=True)
 def fresh_log(monkeypatch: pytest.MonkeyPatch) -> None:
     """The process's log leaves out what comes too often."""
-    monkeypatch.setattr("mesh_middleware.middleware.asgi.decision_log", DecisionLog())
+    monkeypatch.setattr("mesh_middleware.middleware.enforcer.decision_log", DecisionLog())
 
 
 def guarded(mesh: StaticState | None = None, **options: Any) -> tuple[MeshMiddleware, Recorder]:
@@ -171,7 +171,7 @@ def test_audit_is_about_rules_only(
 
 def test_a_rules_reason_alone_lets_nothing_pass() -> None:
     """Should a decision ever come about without a caller, or a state with a fault."""
-    audit = guarded(enforcement="audit")[0]._audit
+    audit = guarded(enforcement="audit")[0]._enforcer._audit
     decision = Decision(allowed=False, reason=Reason.DEFAULT_DENY)
     assert audit.passes(decision, identity(), None, ())
     assert not audit.passes(decision, identity(), Reason.NO_POLICY, ())

@@ -69,7 +69,7 @@ def fast(monkeypatch: pytest.MonkeyPatch) -> None:
         look(watch)
 
     monkeypatch.setattr(live_module.Watch, "_look", counted)
-    monkeypatch.setattr("mesh_middleware.middleware.asgi.decision_log", DecisionLog())
+    monkeypatch.setattr("mesh_middleware.middleware.enforcer.decision_log", DecisionLog())
 
 
 def test_it_looks_well_within_a_second() -> None:
@@ -316,8 +316,8 @@ def test_it_is_decided_again_by_generation_only() -> None:
     async def scenario() -> None:
         source = Source()
         middleware = MeshMiddleware(apps.echo, mesh=source)
-        judge = middleware.judge_again
-        middleware.judge_again = lambda *args: decided.append(1) or judge(*args)  # type: ignore[method-assign, func-returns-value]
+        judge = middleware._enforcer.judge_again
+        middleware._enforcer.judge_again = lambda *args: decided.append(1) or judge(*args)  # type: ignore[method-assign, func-returns-value]
         calls = [Call(middleware, socket_scope()) for _ in range(600)]
         await looks(20)
         assert decided == []
@@ -471,7 +471,7 @@ def test_the_chain_of_another_server_is_looked_at_again(apps: Apps) -> None:
             def until(self, tls: Any, now: float) -> float:
                 return max(until[0], now + 0.05)
 
-        middleware._chains = Chains()  # type: ignore[assignment]
+        middleware._enforcer._chains = Chains()  # type: ignore[assignment]
         call = Call(middleware, http_scope(extensions={"tls": {}}))
         await call.over()
         assert len(asked) == 4
@@ -785,7 +785,7 @@ def test_a_cancellation_by_the_server_stays_one(apps: Apps) -> None:
         calls[0].task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await calls[0].task
-        middleware.ended = lambda *_: calls[1].task.cancel()  # type: ignore[method-assign]
+        middleware._enforcer.ended = lambda *_: calls[1].task.cancel()  # type: ignore[method-assign]
         source.intend()
         with pytest.raises(asyncio.CancelledError):
             await calls[1].task

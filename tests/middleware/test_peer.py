@@ -320,7 +320,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> list[float]:
         def time() -> float:
             return real() + ahead[0]
 
-    monkeypatch.setattr("mesh_middleware.middleware.asgi.time", Time)
+    monkeypatch.setattr("mesh_middleware.middleware.enforcer.time", Time)
     return ahead
 
 

@@ -48,7 +48,7 @@ def sample(text: bytes, name: str, **labels: str) -> float | None:
 def counting(monkeypatch: pytest.MonkeyPatch) -> Counts:
     fresh = Counts(clock=lambda: 1700000000.0)
     fresh.start()
-    monkeypatch.setattr("mesh_middleware.middleware.asgi.counts", fresh)
+    monkeypatch.setattr("mesh_middleware.middleware.enforcer.counts", fresh)
     return fresh
 
 
@@ -85,7 +85,7 @@ def test_each_request_is_counted_once(counting: Counts) -> None:
 
 def test_nothing_is_counted_until_somebody_wants_it(monkeypatch: pytest.MonkeyPatch) -> None:
     off = Counts()
-    monkeypatch.setattr("mesh_middleware.middleware.asgi.counts", off)
+    monkeypatch.setattr("mesh_middleware.middleware.enforcer.counts", off)
     mesh = MeshMiddleware(Recorder(), mesh=static_mesh("api", WEB_MAY))
     call(mesh, http_scope(peer=verified()))
     call(mesh, http_scope(peer=verified("batch")))
