@@ -59,7 +59,7 @@ def test_a_service_that_can_join() -> None:
     assert said["intentions"][0].startswith("ok 1 for this service, revision ")
     assert said["default action"] == ["ok deny"]
     assert said["mesh entry"] == ["ok Consul's defaults"]
-    assert said["catalogue"] == ["ok 1 instances, 1 passing"]
+    assert said["catalogue"] == ["ok passing instances: 1 of 1"]
     assert said["connections"][0].startswith("ok 5 for 1 processes; an agent takes 200 ")
 
 

@@ -152,7 +152,7 @@ def _catalogue(seen: Seen) -> Iterator[Finding]:
     if seen.instances is None:
         return
     passing = sum(instance.health is Health.PASSING for instance in seen.instances)
-    yield Finding(Level.OK, "catalogue", f"{len(seen.instances)} instances, {passing} passing")
+    yield Finding(Level.OK, "catalogue", f"passing instances: {passing} of {len(seen.instances)}")
 
 
 def _connections(seen: Seen) -> Iterator[Finding]:

@@ -145,7 +145,7 @@ async def _health(request: Request, *, connect: bool) -> Response:
     def read() -> tuple[int, Any]:
         with store.lock:
             found = [
-                _health_row(each)
+                _health_row(each, store.ca.datacenter)
                 for each in store.catalog.services.values()
                 if name == (each.upstream_of if connect else each.name)
                 and (each.status == "passing" or not passing)
@@ -159,7 +159,7 @@ async def _health(request: Request, *, connect: bool) -> Response:
     return response
 
 
-def _health_row(service: registration.Service) -> Entry:
+def _health_row(service: registration.Service, datacenter: str) -> Entry:
     document = {k: v for k, v in service.document.items() if k not in ("Proxy", "Connect")}
     indexes = {"CreateIndex": service.create_index, "ModifyIndex": service.modify_index}
     checks = [
@@ -167,7 +167,7 @@ def _health_row(service: registration.Service) -> Entry:
         for check in service.checks.values()
     ]
     return {
-        "Node": _NODE_DOCUMENT,
+        "Node": {**_NODE_DOCUMENT, "Datacenter": datacenter},
         "Service": {
             **document,
             "Proxy": service.document.get("Proxy", {}),
@@ -182,7 +182,6 @@ _NODE_DOCUMENT = {
     "ID": "00000000-0000-4000-8000-000000000001",
     "Node": NODE,
     "Address": "127.0.0.1",
-    "Datacenter": "dc1",
     "TaggedAddresses": dict.fromkeys(("lan", "lan_ipv4", "wan", "wan_ipv4"), "127.0.0.1"),
     "Meta": {"consul-network-segment": ""},
     "CreateIndex": 5,

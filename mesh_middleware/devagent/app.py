@@ -84,7 +84,16 @@ class _Endpoint:
         handler = self._handlers.get(request.method)
         if handler is None:
             return text_response(f"method {request.method} not allowed", 405, self._allow)
+        _same_datacenter(request)
         return await handler(request)
+
+
+def _same_datacenter(request: Request) -> None:
+    """Refuse what would have to be asked of servers elsewhere; there are none."""
+    asked = request.query_params.get("datacenter") or request.query_params.get("dc")
+    of_the_agent = request.url.path.startswith("/v1/agent/")
+    if asked and asked != request.app.state.store.ca.datacenter and not of_the_agent:
+        raise RefusedError(500, "No path to datacenter")
 
 
 async def _unknown_path(_request: Request, _error: Exception) -> Response:

@@ -415,3 +415,27 @@ def test_the_agent_has_a_leader_and_says_its_version(agent):
     assert ":" in agent.get("/status/leader").json()
     version = agent.get("/agent/self").json()["Config"]["Version"]
     assert tuple(map(int, version.split("-")[0].split("+")[0].split("."))) == agent.version
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "/connect/intentions",
+        "/connect/intentions/match?by=destination&name=x",
+        "/connect/intentions/check?source=a&destination=b",
+        "/connect/ca/roots",
+        "/config/proxy-defaults",
+        "/health/connect/x",
+        "/health/service/x",
+    ],
+)
+def test_another_datacenter_is_not_reached(agent, path):
+    joint = "&" if "?" in path else "?"
+    assert agent.get(f"{path}{joint}dc=dc1").status_code == 200
+    answer = agent.get(f"{path}{joint}dc=elsewhere")
+    assert (answer.status_code, answer.text) == (500, "No path to datacenter")
+
+
+def test_what_the_agent_knows_itself_has_no_datacenter(agent):
+    for path in ("/agent/services", "/agent/checks", "/agent/self"):
+        assert agent.get(f"{path}?dc=elsewhere").status_code == 200
