@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul import failures as module
 from mesh_middleware.consul.failures import Failure, FailureKind, Failures, explain
 from mesh_middleware.errors import ConsulError, DecodeError
 
@@ -96,17 +97,15 @@ def test_a_rejected_part_says_why_it_is_missing() -> None:
     )
 
 
-def test_who_sees_a_change_finds_its_line(caplog: pytest.LogCaptureFixture) -> None:
+def test_who_sees_a_change_finds_its_line(monkeypatch: pytest.MonkeyPatch) -> None:
     """Another thread that sees no failure any more must not look for the line too early."""
-    caplog.set_level(logging.INFO, "mesh_middleware.consul")
     failures = Failures(CONFIG)
     seen: list[tuple[str, list[str]]] = []
 
-    def note(record: logging.LogRecord) -> bool:
-        seen.append((vars(record)["mesh_event"], list(failures.current)))
-        return True
+    def log(_level: int, _format: str, _text: str, *, extra: dict[str, str]) -> None:
+        seen.append((extra["mesh_event"], list(failures.current)))
 
-    caplog.handler.addFilter(note)
+    monkeypatch.setattr(module.logger, "log", log)
     failures.set("leaf", ConsulError("x"))
     failures.clear("leaf")
     assert seen == [("failed", []), ("recovered", ["leaf"])]
