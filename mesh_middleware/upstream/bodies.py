@@ -1,7 +1,8 @@
-"""Response streams that say when they are closed, of the HTTP library's own kind.
+"""What a transport hands to its library, of the library's own kind.
 
-httpx asks for a stream of its own class, and httpx2 for one of its own, so that there is a class
-for each, made on first use.
+httpx asks for objects of its own classes, and httpx2 for those of its own, so that there are
+classes for each, made on first use: response streams that say when they are closed, and requests
+that cost no parsing.
 """
 
 from __future__ import annotations
@@ -9,12 +10,15 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
-_STREAMS: dict[tuple[str, str], Any] = {}
+_CLASSES: dict[tuple[str, str], Any] = {}
 
 
 def async_stream(library: Any) -> Any:
-    """The class for `library`: takes a stream, and a coroutine function for when it is closed."""
-    found = _STREAMS.get((library.__name__, "async"))
+    """The class for `library`: takes a stream, and a function for when it is closed.
+
+    What the function returns is awaited, unless it is None.
+    """
+    found = _CLASSES.get((library.__name__, "async"))
     if found is not None:
         return found
 
@@ -32,14 +36,16 @@ def async_stream(library: Any) -> Any:
             finally:
                 if self._open:
                     self._open = False
-                    await self._ended()
+                    rest = self._ended()
+                    if rest is not None:
+                        await rest
 
-    return _STREAMS.setdefault((library.__name__, "async"), MeshStream)
+    return _CLASSES.setdefault((library.__name__, "async"), MeshStream)
 
 
 def sync_stream(library: Any) -> Any:
     """As `async_stream`, for blocking code."""
-    found = _STREAMS.get((library.__name__, "sync"))
+    found = _CLASSES.get((library.__name__, "sync"))
     if found is not None:
         return found
 
@@ -59,4 +65,18 @@ def sync_stream(library: Any) -> Any:
                     self._open = False
                     self._ended()
 
-    return _STREAMS.setdefault((library.__name__, "sync"), MeshStream)
+    return _CLASSES.setdefault((library.__name__, "sync"), MeshStream)
+
+
+def request_class(library: Any) -> Any:
+    """The class for `library`: a request of what is given, without a copy or a look at it."""
+    found = _CLASSES.get((library.__name__, "request"))
+    if found is not None:
+        return found
+
+    class MeshRequest(library.Request):  # type: ignore[misc]  # a class of a module argument
+        def __init__(self, request: Any, url: Any, extensions: dict[str, Any]) -> None:
+            self.method, self.headers, self.stream = request.method, request.headers, request.stream
+            self.url, self.extensions = url, extensions
+
+    return _CLASSES.setdefault((library.__name__, "request"), MeshRequest)

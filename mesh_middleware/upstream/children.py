@@ -12,7 +12,6 @@ import math
 import threading
 import time
 import weakref
-from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,6 +20,19 @@ from mesh_middleware.tls.contexts import MeshContext, TLSContexts, verified_peer
 from mesh_middleware.upstream.calls import Outgoing
 from mesh_middleware.upstream.endpoints import Endpoint, Endpoints
 from mesh_middleware.upstream.resolver import ResolutionError
+
+
+class Connection:
+    """One connection of a child. `stream`: the library's network stream, weakly.
+
+    `busy`: responses that come on it and are not closed.
+    """
+
+    __slots__ = ("busy", "stream")
+
+    def __init__(self, stream: Any) -> None:
+        self.stream = weakref.ref(stream)
+        self.busy = 0
 
 
 class Child:
@@ -50,34 +62,40 @@ class Child:
         self.waiting = 0
         self.retired = False
         self.expires = math.inf
-        self._streams: weakref.WeakSet[Any] = weakref.WeakSet()
-        self._busy: Counter[Any] = Counter()
+        self._connections: dict[int, Connection] = {}
 
-    def answered(self, stream: Any, peer_from: str) -> None:
-        """A response began on the connection `stream`, a network stream of the library's.
+    def answered(self, stream: Any, peer_from: str) -> Connection | None:
+        """A response began on `stream`, a network stream of the library's; its connection.
 
         `peer_from`: what the stream calls the object that went through our handshake.
         """
         self.waiting -= 1
         if stream is None:
-            return
-        self._busy[stream] += 1
-        if stream in self._streams:
-            return
-        self._streams.add(stream)
+            return None
+        found = self._connections.get(id(stream))
+        if found is None or found.stream() is not stream:
+            found = self._met(stream, peer_from)
+        found.busy += 1
+        return found
+
+    def _met(self, stream: Any, peer_from: str) -> Connection:
         peer = verified_peer(stream.get_extra_info(peer_from))
         if peer is not None:
             self.expires = min(self.expires, peer.certificate.not_after)
+        left = {key: each for key, each in self._connections.items() if each.stream() is not None}
+        found = left[id(stream)] = Connection(stream)
+        self._connections = left
+        return found
 
-    def ended(self, stream: Any) -> None:
-        """The response on `stream` was closed."""
-        self._busy[stream] -= 1
-        if self._busy[stream] <= 0:
-            del self._busy[stream]
-
-    def idle_streams(self) -> list[Any]:
-        """Connections that nobody uses; none while it cannot be said (a response is waited for)."""
-        return [] if self.waiting else [s for s in self._streams if s not in self._busy]
+    def take_idle(self) -> list[Any]:
+        """The streams that nobody uses, once; none while it cannot be said (some are waiting)."""
+        if self.waiting:
+            return []
+        idle = {key: each for key, each in self._connections.items() if not each.busy}
+        for key in idle:
+            del self._connections[key]
+        streams = [each.stream() for each in idle.values()]
+        return [stream for stream in streams if stream is not None]
 
 
 class Children:
@@ -98,7 +116,8 @@ class Children:
         self._parse = parse
         self._lock = threading.Lock()
         self._current: dict[Endpoint, Child] = {}
-        self._retired: set[Child] = set()
+        self.retired: set[Child] = set()
+        """Those that are to be swept."""
 
     def take(self, endpoint: Endpoint) -> Child:
         """The child for a request to `endpoint`, counted as active. Older ones are retired.
@@ -120,10 +139,10 @@ class Children:
             child.waiting += 1
             return child
 
-    def answered(self, child: Child, stream: Any, peer_from: str) -> None:
+    def answered(self, child: Child, stream: Any, peer_from: str) -> Connection | None:
         """A response began."""
         with self._lock:
-            child.answered(stream, peer_from)
+            return child.answered(stream, peer_from)
 
     def failed(self, child: Child) -> None:
         """A request ended without a response."""
@@ -131,12 +150,12 @@ class Children:
             child.waiting -= 1
             child.active -= 1
 
-    def ended(self, child: Child, stream: Any) -> None:
+    def ended(self, child: Child, connection: Connection | None) -> None:
         """A response was closed."""
         with self._lock:
             child.active -= 1
-            if stream is not None:
-                child.ended(stream)
+            if connection is not None:
+                connection.busy -= 1
 
     def retire(self, contexts: TLSContexts | None) -> None:
         """No more requests to children of other contexts than these."""
@@ -155,27 +174,22 @@ class Children:
 
     def sweep(self) -> tuple[list[Any], list[Any]]:
         """What is to be closed now: transports that are done, and idle connections of others."""
-        if not self._retired:
-            return [], []
         with self._lock:
-            done = {child for child in self._retired if not child.active}
-            self._retired -= done
-            streams = [stream for child in self._retired for stream in child.idle_streams()]
-            for child in self._retired:
-                for stream in streams:
-                    child._streams.discard(stream)
+            done = {child for child in self.retired if not child.active}
+            self.retired -= done
+            streams = [stream for child in self.retired for stream in child.take_idle()]
             return [child.transport for child in done], streams
 
     def clear(self) -> list[Any]:
         """Forget all children; their transports are to be closed."""
         with self._lock:
-            found = [*self._current.values(), *self._retired]
+            found = [*self._current.values(), *self.retired]
             self._current.clear()
-            self._retired.clear()
+            self.retired.clear()
             return [child.transport for child in found]
 
     def _retire(self, child: Child) -> None:
         child.retired = True
-        self._retired.add(child)
+        self.retired.add(child)
         if self._current.get(child.endpoint) is child:
             del self._current[child.endpoint]

@@ -18,9 +18,10 @@ from mesh_middleware.errors import ConfigError, MeshError
 from mesh_middleware.state import StateSource
 from mesh_middleware.tls.contexts import MeshContext, TLSContexts
 from mesh_middleware.upstream.balance import Balancer
+from mesh_middleware.upstream.bodies import request_class
 from mesh_middleware.upstream.calls import Attempts, Names
 from mesh_middleware.upstream.catalog import resolver_for
-from mesh_middleware.upstream.children import Child, Children
+from mesh_middleware.upstream.children import Child, Children, Connection
 from mesh_middleware.upstream.endpoints import Endpoints
 from mesh_middleware.upstream.names import UpstreamName
 from mesh_middleware.upstream.resolver import Resolver
@@ -59,6 +60,7 @@ class Requests:
         self._binding = threading.Lock()
         self.bound = False
         self.library: Any = library or httpx
+        self._request = request_class(self.library)
         self.names = Names(upstreams or {})
         self.attempts = attempts
         self.retry_idempotent = retry_idempotent
@@ -125,13 +127,13 @@ class Requests:
             self.balancer.done(endpoint)
             raise self.translated(error, request) from error
 
-    def began(self, child: Child, response: Any, peer_from: str) -> Any:
+    def began(self, child: Child, response: Any, peer_from: str) -> Connection | None:
         """Note that a response began; returns the connection that it comes on."""
-        stream = response.extensions.get("network_stream")
-        self.children.answered(child, stream, peer_from)
+        extensions = response.extensions
+        connection = self.children.answered(child, extensions.get("network_stream"), peer_from)
         self.balancer.connected(child.endpoint)
-        response.extensions[EXTENSION] = child.outgoing
-        return stream
+        extensions[EXTENSION] = child.outgoing
+        return connection
 
     def failed(self, child: Child, attempts: Attempts, request: Any, error: BaseException) -> bool:
         """Note that there was no response; returns whether to try another instance."""
@@ -148,27 +150,21 @@ class Requests:
             return True
         return False
 
-    def ended(self, child: Child, stream: Any) -> None:
+    def ended(self, child: Child, connection: Connection | None) -> None:
         """Note that a response was closed."""
-        self.children.ended(child, stream)
+        self.children.ended(child, connection)
         self.balancer.done(child.endpoint)
 
     def forwarded(self, child: Child, request: Any, seconds: float | None) -> Any:
         """The request as the child's library gets it: other URL, same target and headers."""
-        timeout = {**(request.extensions.get("timeout") or {}), "connect": seconds}
+        given = request.extensions
         extensions = {
             "target": request.url.raw_path,
-            **request.extensions,
-            "timeout": timeout,
+            **given,
+            "timeout": {**(given.get("timeout") or {}), "connect": seconds},
             "sni_hostname": child.server_name,
         }
-        return self.library.Request(
-            request.method,
-            child.url,
-            headers=request.headers,
-            stream=request.stream,
-            extensions=extensions,
-        )
+        return self._request(request, child.url, extensions)
 
     def translated(self, error: Exception, request: Any) -> Exception:
         """Errors of finding, as the library's own."""

@@ -18,7 +18,7 @@ import asyncio
 import contextlib
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from functools import partial
 from types import ModuleType
 from typing import Any, TypeVar
@@ -30,7 +30,7 @@ import httpx
 from mesh_middleware.state import MeshState, StateSource
 from mesh_middleware.upstream.bodies import async_stream, sync_stream
 from mesh_middleware.upstream.calls import contexts_within
-from mesh_middleware.upstream.children import Child
+from mesh_middleware.upstream.children import Child, Connection
 from mesh_middleware.upstream.names import UpstreamName
 from mesh_middleware.upstream.requests import Requests
 from mesh_middleware.upstream.resolver import ResolutionError, Resolver
@@ -88,9 +88,10 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         requests = self._requests
         name = requests.name(request)
         attempts = requests.attempts_for(name, request)
-        if not requests.bound:
-            await anyio.to_thread.run_sync(requests.bind)
-        self._follow()
+        if self._unsubscribe is None:
+            if not requests.bound:
+                await anyio.to_thread.run_sync(requests.bind)
+            self._follow()
         try:
             if requests.mesh.state.contexts is None:
                 await self._in_thread(contexts_within, requests.mesh, attempts.left)
@@ -100,7 +101,8 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         except (ResolutionError, TimeoutError) as error:
             raise requests.translated(error, request) from error
         requests.noted(name, endpoints)
-        await self._sweep()
+        if requests.children.retired:
+            await self._sweep()
         while True:
             child = requests.next(attempts, endpoints, request)
             share = attempts.share(endpoints, requests.attempts)
@@ -112,13 +114,13 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                 if not requests.failed(child, attempts, request, error):
                     raise
                 continue
-            stream = requests.began(child, response, "ssl_object")
-            response.stream = self._stream(response.stream, partial(self._ended, child, stream))
+            connection = requests.began(child, response, "ssl_object")
+            response.stream = self._stream(response.stream, partial(self._ended, child, connection))
             return response
 
-    async def _ended(self, child: Child, stream: Any) -> None:
-        self._requests.ended(child, stream)
-        await self._sweep()
+    def _ended(self, child: Child, connection: Connection | None) -> Awaitable[None] | None:
+        self._requests.ended(child, connection)
+        return self._sweep() if self._requests.children.retired else None
 
     async def _sweep(self) -> None:
         """Close what is done for."""
@@ -147,7 +149,7 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
 
     def _follow(self) -> None:
         """Hear of changes from now on. Without asyncio they are noticed by the next request."""
-        if self._unsubscribe is not None:
+        if self._unsubscribe is not None:  # another request was first
             return
         subscribe = getattr(self._requests.mesh, "subscribe", None)
         self._unsubscribe = _nothing
@@ -222,7 +224,8 @@ class MeshTransport(httpx.BaseTransport):
         except (ResolutionError, TimeoutError) as error:
             raise requests.translated(error, request) from error
         requests.noted(name, endpoints)
-        self._sweep()
+        if requests.children.retired:
+            self._sweep()
         while True:
             child = requests.next(attempts, endpoints, request)
             share = attempts.share(endpoints, requests.attempts)
@@ -233,13 +236,14 @@ class MeshTransport(httpx.BaseTransport):
                     raise
                 continue
             # "ssl_object" would be the one beneath Python's socket, which knows no peer
-            stream = requests.began(child, response, "socket")
-            response.stream = self._stream(response.stream, partial(self._ended, child, stream))
+            connection = requests.began(child, response, "socket")
+            response.stream = self._stream(response.stream, partial(self._ended, child, connection))
             return response
 
-    def _ended(self, child: Child, stream: Any) -> None:
-        self._requests.ended(child, stream)
-        self._sweep()
+    def _ended(self, child: Child, connection: Connection | None) -> None:
+        self._requests.ended(child, connection)
+        if self._requests.children.retired:
+            self._sweep()
 
     def _sweep(self) -> None:
         transports, streams = self._requests.children.sweep()
