@@ -35,7 +35,7 @@ from tests.soak.test_rotation import LONG, remove_old_roots, rotate
 from tests.support import free_port, wait_for
 from tests.upstream.world import new_world
 
-ROTATIONS = 1000 if LONG else 30
+ROTATIONS = 1000 if LONG else 200
 REMOVE_EVERY = 15
 ROUTES = {"/new": "fresh", "/echo": "fresh", "/": "kept"}
 
@@ -50,7 +50,7 @@ def hastened(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800 if LONG else 240)
+@pytest.mark.timeout(1800 if LONG else 400)
 def test_no_request_of_an_envoy_fails_while_everything_rotates(tmp_path: Path) -> None:
     admin = free_port()
     with (
@@ -178,7 +178,7 @@ class Transports(Load):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(1800 if LONG else 240)
+@pytest.mark.timeout(1800 if LONG else 400)
 def test_no_request_to_an_envoy_fails_while_everything_rotates(tmp_path: Path) -> None:
     with new_world() as world, serving(app) as backend:
         agent, manager = world.agent, world.manager
