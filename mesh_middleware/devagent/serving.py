@@ -16,6 +16,9 @@ from mesh_middleware.devagent.store import Store
 
 _log = logging.getLogger("mesh_middleware.devagent")
 
+_TURNS = 5
+"""From accepting a connection to the protocol's being told takes four."""
+
 TICK_SECONDS = 0.2
 """How often expired checks, due leaves and the intentions file are looked at."""
 
@@ -54,11 +57,21 @@ class AgentServer(uvicorn.Server):
         self.serving.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn, after the watch over the store has ended."""
+        """As uvicorn, after the watch over the store has ended.
+
+        uvicorn tells the connections that it knows by then. One that was accepted just before is
+        known a few turns of the loop later, and would stay open for ever.
+        """
         self._ticker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
+        for listener in self.servers:
+            listener.close()
+        await _turns()
         await super().shutdown(sockets)
+        for connection in list(self.server_state.connections):
+            connection.transport.abort()
+        await _turns()
 
     async def _tick_forever(self) -> None:
         while True:
@@ -69,3 +82,8 @@ class AgentServer(uvicorn.Server):
                     self._files.check(self._store)
             except Exception:  # the edge of the agent's own thread: it has to go on
                 _log.exception("the development agent could not look after its state")
+
+
+async def _turns() -> None:
+    for _ in range(_TURNS):
+        await asyncio.sleep(0)

@@ -24,13 +24,15 @@ RECOVERY_SECONDS = 10.0
 
 @dataclass
 class Seen:
-    """`outcomes`: the decisions about two callers while it lasted. `said`, `well`: log lines of
-    failures and of their ends. `per_minute`: requests to the agent, the burst included.
+    """`outcomes`: the decisions about two callers while it lasted. `said`: log lines of failures
+    while it lasted; `failed`, `well`: what failed and what recovered from its begin to its end,
+    parts of the state or the ``agent``. `per_minute`: requests to the agent, the burst included.
     `recovery`: seconds."""
 
     outcomes: set[str]
     said: list[str]
-    well: list[str]
+    failed: set[str]
+    well: set[str]
     per_minute: float
     recovery: float
 
@@ -42,6 +44,7 @@ def play(fault: Fault, records: Records, shared: Agent | None, window: float) ->
         wait_for(lambda: at.decision("a") == "allow" and known(at))
         assert at.decision("z") == "allow"
         begun = time.monotonic()
+        before = {event: len(lines(at, event)) for event in ("failed", "recovered")}
         fault.begin(at)
         if fault.decides is Decides.NEWEST and fault.name != "restart-empty":
             at.agent.intend("a", at.service, "deny")
@@ -56,7 +59,7 @@ def play(fault: Fault, records: Records, shared: Agent | None, window: float) ->
         for path, times in counts.items():
             # three series may ask one path: a watch, what it falls back to, and the probe
             assert times <= BURST + RATE * took + 1, f"{times} times {path} in {took:.1f} s"
-        said = lines(at, "failed")
+        said = lines(at, "failed")[before["failed"] :]
         ended = time.monotonic()
         fault.end(at)
         if not changed and fault.decides is not Decides.NEWEST:
@@ -71,7 +74,8 @@ def play(fault: Fault, records: Records, shared: Agent | None, window: float) ->
         return Seen(
             outcomes,
             said,
-            lines(at, "recovered"),
+            parts(lines(at, "failed")[before["failed"] :]),
+            parts(lines(at, "recovered")[before["recovered"] :]),
             sum(counts.values()) / took * 60,
             recovery,
         )
@@ -126,3 +130,8 @@ def time_passes() -> None:
 
 def lines(at: Scene, event: str) -> list[str]:
     return [record.getMessage() for record in at.records.of(at.service, event)]
+
+
+def parts(said: list[str]) -> set[str]:
+    """What the lines are about: ``svc-1: leaf: well again`` is about the leaf."""
+    return {line.split(": ")[1] for line in said}

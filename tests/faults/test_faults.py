@@ -79,13 +79,16 @@ def judge(name: str, seen: Seen | BaseException) -> None:
         expected = {"a: allow", "z: allow"}  # the intention is lost, too
     assert seen.outcomes == expected
     # once for each condition, not for each request; each part that is asked for may have its own
-    said, well = seen.said, seen.well
-    if fault.shown != UNREACHABLE:  # on a busy machine an answer may come too late now and then
-        said, well = ([s for s in lines if ": agent: " not in s] for lines in (said, well))
     asked = len(PARTS) - 1  # no rule needs tokens
-    assert len(said) == len(set(said)), said
-    assert len(said) <= (1 if fault.shown == UNREACHABLE else asked), said
-    assert len(well) == len(said)
+    if fault.shown != UNREACHABLE and "agent" in seen.failed:
+        # a busy machine: an answer came too late, which is another condition, and then the first
+        assert len(seen.said) <= 3 * asked, seen.said
+        assert seen.well <= seen.failed
+        assert "agent" in seen.well
+    else:
+        assert len(seen.said) == len(set(seen.said)), seen.said
+        assert len(seen.said) <= (1 if fault.shown == UNREACHABLE else asked), seen.said
+        assert seen.well == seen.failed
     assert seen.recovery < RECOVERY_SECONDS
 
 
