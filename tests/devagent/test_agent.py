@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import gc
 import socket
+import sys
+import threading
 import time
 
 import httpx
@@ -241,3 +245,30 @@ def test_statuses_show_every_check():
         assert agent.statuses == {"service:web": "critical"}
         put(agent, "/agent/check/pass/service:web")
         assert agent.statuses == {"service:web": "passing"}
+
+
+def test_what_connects_while_it_stops_is_closed_too(monkeypatch):
+    """One that was accepted in the last moment is open for ever unless somebody looks again."""
+    left: list[str] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda found: left.append(str(found.exc_value)))
+    for _ in range(8):
+        ending, dialled = threading.Event(), []
+        with DevAgent() as agent:
+            address = ("127.0.0.1", agent.port)
+
+            def dial(address=address, ending=ending, dialled=dialled):
+                while not ending.wait(0.0002):
+                    with contextlib.suppress(OSError):
+                        dialled.append(socket.create_connection(address, 1))
+
+            threads = [threading.Thread(target=dial) for _ in range(2)]
+            for thread in threads:
+                thread.start()
+            wait_for(lambda dialled=dialled: len(dialled) > 20)
+        ending.set()
+        for thread in threads:
+            thread.join()
+        for connection in dialled:
+            connection.close()
+        gc.collect()
+    assert left == []
