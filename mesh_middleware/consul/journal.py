@@ -25,8 +25,8 @@ class Journal:
         expired = svid is not None and now > svid.not_after
         if expired and not self._expired and svid is not None:
             logger.error(
-                "%s: our certificate expired and the agent gave no new one; peers refuse us "
-                "until it does",
+                "%s: our certificate expired and the agent gave no new one; no connection is taken "
+                "or made until it does",
                 self._config.service,
                 extra={"mesh_event": "expired", "mesh_service": self._config.service},
             )

@@ -140,7 +140,11 @@ class TLSContexts:
         if alpn:
             context.set_alpn_protocols(alpn)
         context.mesh_judge = Judge(
-            self.bundle, self.generation, gateways=server and self.gateways, expected=expected
+            self.bundle,
+            self.generation,
+            gateways=server and self.gateways,
+            expected=expected,
+            until=self.svid.not_after,
         )
         context._sealed = True
         return context
@@ -152,7 +156,8 @@ class MeshContext(JudgingContext):
     It goes wherever an `ssl.SSLContext` goes: asyncio, uvloop, uvicorn, httpx, blocking sockets.
     Make one for each server or client, by `for_server` or `for_client`; settings of one user
     (ALPN) must not reach another. When the mesh has no state yet, wrapping raises what `current`
-    raises.
+    raises. Once the leaf has expired no handshake begins: a service that cannot prove itself
+    neither takes connections nor makes them.
     """
 
     _current: Callable[[ALPN], ssl.SSLContext]

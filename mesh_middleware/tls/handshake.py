@@ -15,12 +15,14 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import ssl
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any
 
 from mesh_middleware.errors import PeerIdentityError
@@ -101,13 +103,15 @@ class VerifiedPeer:
 class Judge:
     """What a peer must prove. `expected` None means the server side: any service, by `check_peer`.
 
-    `gateways`: whether a mesh gateway of our trust domain will do on the server side.
+    `gateways`: whether a mesh gateway of our trust domain will do on the server side. `until`: unix
+    seconds when our own certificate ends; from then on no handshake begins.
     """
 
     bundle: TrustBundle
     generation: int
     gateways: bool = False
     expected: ServiceIdentity | None = None
+    until: float = math.inf
 
     def judge(self, connection: Connection) -> VerifiedPeer:
         """The proven peer of a finished handshake; PeerIdentityError when it must be refused."""
@@ -218,6 +222,7 @@ def verified_peer(connection: object) -> VerifiedPeer | None:
 
 def _judged_handshake(connection: Connection, handshake: Callable[[], None]) -> None:
     side = "client" if connection.server_side else "server"
+    _prove_ourselves(connection, side)
     try:
         handshake()
     except (ssl.SSLWantReadError, ssl.SSLWantWriteError):
@@ -233,6 +238,17 @@ def _judged_handshake(connection: Connection, handshake: Callable[[], None]) -> 
     except PeerIdentityError as error:
         refusals.log(side, error.reason, str(error))
         raise PeerRejected(str(error), error.reason) from error
+
+
+def _prove_ourselves(connection: Connection, side: str) -> None:
+    """ssl.SSLError when our own certificate has expired: a careless peer would not see it."""
+    judge: Judge | None = getattr(connection.context, "mesh_judge", None)
+    if judge is None or time.time() <= judge.until:
+        return
+    end = datetime.fromtimestamp(judge.until, UTC).isoformat(timespec="seconds")
+    text = f"our own certificate expired at {end} and the Consul agent gave no new one"
+    refusals.log(side, Reason.CERTIFICATE_EXPIRED, text)
+    raise ssl.SSLError(ssl.SSL_ERROR_SSL, text)
 
 
 def _judge(connection: Connection) -> VerifiedPeer:

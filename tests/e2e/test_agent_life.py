@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
+import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import closing
 
+import httpx
 import pytest
 
 from mesh_middleware.devagent import DevAgent
+from mesh_middleware.devagent.ca import Leaf
 from mesh_middleware.tls.certificates import X509SVID
 from mesh_middleware.tls.contexts import verified_peer
 from tests.e2e.conftest import Site
 from tests.e2e.launch import REFUSED, Caller, Launched, health, refused, rotate
+from tests.faults.proxy import Answer, Exchange, FaultProxy, well
 from tests.server.mesh import request
-from tests.support import wait_for
+from tests.support import free_port, wait_for
 
 
 @pytest.fixture(scope="module")
@@ -112,3 +118,63 @@ def test_an_agent_outage_changes_nothing_for_callers(
         agent.start()
     launched.says("agent: well again")
     assert caller.get(launched.port)[0] == 200
+
+
+def test_a_service_whose_certificate_expired_takes_nobody_until_it_has_a_new_one() -> None:
+    """The agent gives everything but a leaf. A caller that does not look is refused, too."""
+
+    async def no_leaf(exchange: Exchange) -> None:
+        answer = Answer(500, {}, b"no") if "/ca/leaf/" in exchange.path else await exchange.fetch()
+        await exchange.send(answer)
+
+    ops = free_port()
+    with (
+        DevAgent(default_action="allow", leaf_ttl_seconds=8) as agent,
+        FaultProxy(agent.address) as proxy,
+        Launched(
+            proxy.address, "--ops-port", str(ops), env={"MESH_DEFAULT_ACTION": "allow"}
+        ) as launched,
+    ):
+        launched.serves()
+        leaf = agent.ca.issue("careless", not_after=time.time() + 3600)
+        caller = careless(leaf)
+        assert answers(caller, launched.port)
+        proxy.set(no_leaf)
+        launched.says("our certificate expired", 30)
+        assert not answers(caller, launched.port)
+        wait_for(lambda: check(agent) == "critical", 20, "the check still passes")
+        with pytest.raises(httpx.HTTPStatusError, match="503") as ready:
+            httpx.get(f"http://127.0.0.1:{ops}/health/ready", trust_env=False).raise_for_status()
+        assert "leaf" in ready.value.response.text
+        proxy.set(well)
+        wait_for(lambda: answers(caller, launched.port), 20, "nobody is taken with a new leaf")
+        wait_for(lambda: check(agent) == "passing", 20, "the check does not pass again")
+
+
+def careless(leaf: Leaf) -> ssl.SSLContext:
+    """A caller with a good certificate that takes any server."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    with tempfile.NamedTemporaryFile("w", suffix=".pem") as file:
+        file.write(leaf.cert_pem + leaf.key_pem)
+        file.flush()
+        context.load_cert_chain(file.name)
+    return context
+
+
+def answers(context: ssl.SSLContext, port: int) -> bool:
+    try:
+        with (
+            socket.create_connection(("127.0.0.1", port), timeout=10) as plain,
+            context.wrap_socket(plain, server_hostname="web") as sock,
+        ):
+            return request(sock, "/whoami")[0] == 200
+    except REFUSED:
+        return False
+
+
+def check(agent: DevAgent) -> str:
+    checks = httpx.get(f"{agent.address}/v1/agent/checks", trust_env=False).json()
+    (found,) = (each["Status"] for each in checks.values() if each["ServiceName"] == "web")
+    return str(found)

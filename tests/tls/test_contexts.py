@@ -325,6 +325,32 @@ def test_an_open_connection_is_refused_once_its_leaf_has_expired(ca, api, tmp_pa
     assert peer.refusal(api.bundle, 1, leaf.not_after + 1) is Reason.CERTIFICATE_EXPIRED
 
 
+def test_a_server_that_cannot_prove_itself_takes_nobody(ca, serve, version, tmp_path):
+    """A caller that does not look at our certificate is refused by us."""
+    ours = svid_of(ca.issue("api", not_after=time.time() + 1.5))
+    now = Current(TLSContexts(ours, bundle_of(ca), generation=1))
+    careless = foreign_context(CLIENT, ca.issue("web"), [ca], tmp_path, version=version)
+    careless.verify_mode = ssl.CERT_NONE
+    with serve(MeshContext.for_server(now)) as echo:
+        assert ask_once(echo.port, careless) == b"pong"
+        wait_for(lambda: time.time() > ours.not_after)
+        assert ask_once(echo.port, careless) == b""
+        assert ask_once(echo.port, careless) == b""
+        now.contexts = contexts_of(ca, "api", generation=2)
+        assert ask_once(echo.port, careless) == b"pong"
+
+
+def test_a_caller_that_cannot_prove_itself_sends_nothing(ca, api):
+    ours = svid_of(ca.issue("web", not_after=time.time() - 1))
+    expired = TLSContexts(ours, bundle_of(ca), generation=1)
+    context = MeshContext.for_client(lambda: expired, api.svid.identity)
+    sent = ssl.MemoryBIO()
+    connection = context.wrap_bio(ssl.MemoryBIO(), sent, server_hostname="api")
+    with pytest.raises(ssl.SSLError, match=r"our own certificate expired at .* no new one"):
+        connection.do_handshake()
+    assert sent.pending == 0
+
+
 # --- the inner contexts
 
 
