@@ -6,7 +6,7 @@ import platform
 import ssl
 import sys
 
-from tests.benchmarks import decisions, middleware, rotation, servers, stall, upstream
+from tests.benchmarks import decisions, middleware, rotation, servers, sockets, stall, upstream
 
 ALL = {
     "decisions": decisions,
@@ -15,6 +15,7 @@ ALL = {
     "servers": servers,
     "rotation": rotation,
     "upstream": upstream,
+    "sockets": sockets,
 }
 
 

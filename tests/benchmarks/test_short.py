@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from tests.benchmarks import decisions, middleware, servers, stall, upstream
+from tests.benchmarks import decisions, middleware, servers, sockets, stall, upstream
 from tests.benchmarks.measure import cpu_seconds, medians, spread
 
 
@@ -20,6 +20,11 @@ def test_middleware() -> None:
 
 def test_stall() -> None:
     assert "| none |" in stall.report(short=True)
+
+
+def test_sockets() -> None:
+    printed = sockets.report(short=True)
+    assert "| closed after an intention is gone |" in printed
 
 
 @pytest.mark.slow
