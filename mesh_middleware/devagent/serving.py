@@ -17,7 +17,7 @@ from mesh_middleware.devagent.store import Store
 _log = logging.getLogger("mesh_middleware.devagent")
 
 _TURNS = 5
-"""From accepting a connection to the protocol's being told takes four."""
+"""Of the loop: from accepting a connection until its protocol knows takes four."""
 
 TICK_SECONDS = 0.2
 """How often expired checks, due leaves and the intentions file are looked at."""
@@ -59,19 +59,18 @@ class AgentServer(uvicorn.Server):
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn, after the watch over the store has ended.
 
-        uvicorn tells the connections that it knows by then. One that was accepted just before is
-        known a few turns of the loop later, and would stay open for ever.
+        A connection that was accepted just before is not known yet: uvicorn would not end it, and
+        asyncio forgets it, open, when its listener is closed meanwhile. So nobody is accepted any
+        more, those become known, and only then the listener is closed.
         """
         self._ticker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
-        for listener in self.servers:
-            listener.close()
-        await _turns()
+        for listener in sockets or ():
+            asyncio.get_running_loop().remove_reader(listener)
+        for _ in range(_TURNS):
+            await asyncio.sleep(0)
         await super().shutdown(sockets)
-        for connection in list(self.server_state.connections):
-            connection.transport.abort()
-        await _turns()
 
     async def _tick_forever(self) -> None:
         while True:
@@ -83,7 +82,3 @@ class AgentServer(uvicorn.Server):
             except Exception:  # the edge of the agent's own thread: it has to go on
                 _log.exception("the development agent could not look after its state")
 
-
-async def _turns() -> None:
-    for _ in range(_TURNS):
-        await asyncio.sleep(0)

@@ -160,6 +160,9 @@ class FaultProxy:
 
     async def _stop_listening(self) -> None:
         if self._server is not None:
+            for listener in self._server.sockets:
+                self._loop.remove_reader(listener.fileno())
+            await _turns()  # asyncio forgets, open, what it accepts while its listener is closed
             self._server.close()
             self._server = None
         if self._path is not None:
