@@ -29,6 +29,7 @@ LAYERS: dict[str, int] = {
     "upstream": 8,
     "fastapi": 9,
     "flask": 9,
+    "_listening": 9,
     "devagent": 10,
     "server": 10,
     "checkfile": 11,

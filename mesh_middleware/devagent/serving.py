@@ -10,14 +10,12 @@ import threading
 
 import uvicorn
 
+from mesh_middleware._listening import close_listeners
 from mesh_middleware.devagent.app import create_app
 from mesh_middleware.devagent.files import WatchedFiles
 from mesh_middleware.devagent.store import Store
 
 _log = logging.getLogger("mesh_middleware.devagent")
-
-_TURNS = 5
-"""Of the loop: from accepting a connection until its protocol knows takes four."""
 
 TICK_SECONDS = 0.2
 """How often expired checks, due leaves and the intentions file are looked at."""
@@ -57,19 +55,11 @@ class AgentServer(uvicorn.Server):
         self.serving.set()
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn, after the watch over the store has ended.
-
-        A connection that was accepted just before is not known yet: uvicorn would not end it, and
-        asyncio forgets it, open, when its listener is closed meanwhile. So nobody is accepted any
-        more, those become known, and only then the listener is closed.
-        """
+        """As uvicorn, after the watch over the store has ended."""
         self._ticker.cancel()
         with contextlib.suppress(asyncio.CancelledError):
             await self._ticker
-        for listener in sockets or ():
-            asyncio.get_running_loop().remove_reader(listener)
-        for _ in range(_TURNS):
-            await asyncio.sleep(0)
+        await close_listeners(self.servers)
         await super().shutdown(sockets)
 
     async def _tick_forever(self) -> None:
@@ -81,4 +71,3 @@ class AgentServer(uvicorn.Server):
                     self._files.check(self._store)
             except Exception:  # the edge of the agent's own thread: it has to go on
                 _log.exception("the development agent could not look after its state")
-

@@ -25,6 +25,7 @@ import uvicorn
 from uvicorn.config import LOGGING_CONFIG, STARTUP_FAILURE
 from uvicorn.middleware.message_logger import MessageLoggerMiddleware
 
+from mesh_middleware._listening import close_listeners
 from mesh_middleware._types import ASGIApp, Receive, Scope, Send
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.manager import MeshManager
@@ -212,8 +213,7 @@ class MeshServer(uvicorn.Server):
         """Close the listeners, say goodbye to clients, then drain as uvicorn does."""
         self._phase = Phase.STOPPING
         self._beat(self._phase)
-        for server in self.servers:
-            server.close()
+        await close_listeners(self.servers)
         await self._goaway.close_all()
         async with lingering_cut(self.server_state.connections):
             await let_clients_go(self, patient=self._patient)

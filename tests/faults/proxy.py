@@ -18,6 +18,8 @@ from pathlib import Path
 from typing import Self
 from urllib.parse import urlsplit
 
+from mesh_middleware._listening import close_listeners
+
 RESET = struct.pack("ii", 1, 0)
 
 
@@ -160,10 +162,7 @@ class FaultProxy:
 
     async def _stop_listening(self) -> None:
         if self._server is not None:
-            for listener in self._server.sockets:
-                self._loop.remove_reader(listener.fileno())
-            await _turns()  # asyncio forgets, open, what it accepts while its listener is closed
-            self._server.close()
+            await close_listeners([self._server])
             self._server = None
         if self._path is not None:
             self._path.unlink(missing_ok=True)
