@@ -89,7 +89,7 @@ class DNSClient:
             if str(records.name) == target and records.rdtype in kinds
             for record in records
         ]
-        for kind in ("A",):
+        for kind in ("A", "AAAA"):
             if found:
                 break
             found = [record.address for record in _records(self._asked(target, kind, deadline))]

@@ -345,6 +345,19 @@ def test_where_tcp_gets_no_answer_udp_does_and_goes_on_to(world: World) -> None:
         assert other.took < 0.9
 
 
+def test_an_address_of_the_other_family_is_asked_for(world: World, server: Server) -> None:
+    """Targets with AAAA records only, and none in the first answer; one has no address at all."""
+    server_six = world.serve("billing", host="::1")
+    server.zone[QUERY, "SRV"] = [f"1 1 {server_six.port} six.addr.", "1 1 1 none.addr."]
+    server.zone["six.addr.", "AAAA"] = ["::1"]
+    resolver = DNSResolver(world.manager, server.address)
+    with httpx.Client(transport=MeshTransport(world.manager, resolver=resolver)) as client:
+        assert client.get("http://billing/").json()["instance"] == "billing"
+    assert [e.host for e in resolver.wait(NAME, 5).all] == ["::1"]
+    asked = [question for question in server.asked if question.startswith("six")]
+    assert asked[:2] == ["six.addr. A", "six.addr. AAAA"]
+
+
 @pytest.mark.parametrize(
     ("name", "words"),
     [(UpstreamName("billing", tag="v2"), "no tags"), (UpstreamName("billing", peer="x"), "peer")],

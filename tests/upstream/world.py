@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -65,6 +66,7 @@ class Instance:
     open: set[asyncio.StreamWriter] = field(default_factory=set)
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
+    host: str = "127.0.0.1"
     server: asyncio.Server | None = None
     current: TLSContexts = field(init=False)
 
@@ -85,7 +87,7 @@ class Instance:
         self.renew()
         context = MeshContext.for_server(lambda: self.current, alpn=("http/1.1",))
         self.server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, ssl=context, ssl_shutdown_timeout=1
+            self._serve, self.host, self.port, ssl=context, ssl_shutdown_timeout=1
         )
         self.port = self.server.sockets[0].getsockname()[1]
 
@@ -153,9 +155,12 @@ class World:
     def contexts(self, service: str, ca: CertificateAuthority | None = None) -> TLSContexts:
         return contexts_of(ca or self.agent.ca, service)
 
-    def serve(self, service: str, name: str = "", *, port: int = 0) -> Instance:
+    def serve(
+        self, service: str, name: str = "", *, port: int = 0, host: str = "127.0.0.1"
+    ) -> Instance:
         """A server with a leaf of `service`; not registered."""
-        instance = Instance(self.loop, name or service, lambda: self.contexts(service), port=port)
+        contexts = partial(self.contexts, service)
+        instance = Instance(self.loop, name or service, contexts, port=port, host=host)
         self.instances.append(instance.start())
         return instance
 
