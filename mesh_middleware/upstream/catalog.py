@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mesh_middleware.consul.client import Answer, ConsulClient
@@ -38,6 +38,8 @@ _SHOWN = 5
 _Query = tuple[str, str, str, str]
 """Service, datacenter, namespace, partition; empty: the agent's own."""
 
+Subscriber = Callable[[frozenset[Endpoint]], object]
+
 
 @dataclass(frozen=True, slots=True)
 class _Answer:
@@ -60,6 +62,12 @@ class _Watch:
     def end(self, _: object = None) -> None:
         """Nobody watches any more."""
         self.alive = False
+
+    @property
+    def endpoints(self) -> frozenset[Endpoint]:
+        """The usable instances of the service, whatever their tags."""
+        rows = self.answer.rows if self.answer is not None else ()
+        return frozenset(usable_endpoints(rows, UpstreamName(self.query[0])))
 
     @property
     def final(self) -> bool:
@@ -95,6 +103,7 @@ class CatalogResolver:
         self._changed = threading.Condition()
         self._watches: dict[_Query, _Watch] = {}
         self._built: dict[UpstreamName, _Built] = {}
+        self._subscribers: tuple[Subscriber, ...] = ()
 
     def known(self, name: UpstreamName) -> Endpoints | None:
         """The passing instances in the mesh; starts to watch when nobody did."""
@@ -121,6 +130,21 @@ class CatalogResolver:
                 if left is not None and left <= 0:
                     raise TimeoutError(f"{name}: {_errors(watches)}")
                 self._changed.wait(0.25 if left is None else min(left, 0.25))
+
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Call `callback` with instances that left a list; returns the way out.
+
+        Also with all of a list that is watched no longer. Another list may still have some of
+        them. In the manager's thread: it must be quick and not block; what it raises is logged.
+        """
+        with self._changed:
+            self._subscribers = (*self._subscribers, callback)
+
+        def unsubscribe() -> None:
+            with self._changed:
+                self._subscribers = tuple(s for s in self._subscribers if s is not callback)
+
+        return unsubscribe
 
     # -- watching -----------------------------------------------------------------------------
 
@@ -186,6 +210,8 @@ class CatalogResolver:
         )
         while time.monotonic() - watch.used < IDLE_SECONDS:
             await watcher.step()
+        watch.end()
+        self._tell(watch.endpoints)
 
     async def _others(self, service: str, client: ConsulClient, where: dict[str, str]) -> str:
         """In words: who has the name without being in the mesh."""
@@ -203,11 +229,22 @@ class CatalogResolver:
         )
 
     def _publish(self, watch: _Watch, answer: _Answer) -> None:
+        before = watch.endpoints
         with self._changed:
             watch.error = None
             if answer != watch.answer:
                 watch.answer = answer
             self._changed.notify_all()
+        self._tell(before - watch.endpoints)
+
+    def _tell(self, gone: frozenset[Endpoint]) -> None:
+        if not gone:
+            return
+        for callback in self._subscribers:
+            try:
+                callback(gone)
+            except Exception:  # somebody else's code at the manager's thread's edge
+                logger.exception("a subscriber of the catalogue failed")
 
     def _failed(self, watch: _Watch, error: Exception) -> None:
         with self._changed:

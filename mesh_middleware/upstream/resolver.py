@@ -21,7 +21,11 @@ class ResolutionError(MeshError):
 
 
 class Resolver(Protocol):
-    """Finds the instances of upstreams. Safe from any thread."""
+    """Finds the instances of upstreams. Safe from any thread.
+
+    One that hears of changes by itself may have ``subscribe(callback)``, as `CatalogResolver` does:
+    then idle connections to instances that left are closed at once, else by the next request.
+    """
 
     def known(self, name: UpstreamName) -> Endpoints | None:
         """The newest instances, the same object until they change; None: not known yet.

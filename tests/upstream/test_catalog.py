@@ -17,7 +17,8 @@ from mesh_middleware.consul.answer import Answer
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.errors import ConsulError
 from mesh_middleware.upstream import catalog
-from mesh_middleware.upstream.catalog import catalog_of
+from mesh_middleware.upstream.catalog import CatalogResolver, catalog_of
+from mesh_middleware.upstream.endpoints import Endpoint
 from mesh_middleware.upstream.names import UpstreamName
 from mesh_middleware.upstream.resolver import ResolutionError
 from mesh_middleware.upstream.transport import MeshTransport
@@ -175,6 +176,56 @@ def test_upstreams_that_nobody_asks_for_are_forgotten(
     wait_for(lambda: not watch.alive)
     monkeypatch.setattr(catalog, "IDLE_SECONDS", 600.0)
     assert ids(world) == [["one"]]  # and watched anew
+
+
+class Told:
+    """A subscriber. `gone`: the IDs of instances that left, each time it was called."""
+
+    def __init__(self, resolver: CatalogResolver) -> None:
+        self.gone: list[list[str]] = []
+        self.unsubscribe = resolver.subscribe(self)
+
+    def __call__(self, endpoints: frozenset[Endpoint]) -> None:
+        self.gone.append(sorted(endpoint.instance for endpoint in endpoints))
+
+
+def test_subscribers_are_told_who_left(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever asked, for whatever tag; one that fails keeps nobody else from hearing."""
+    resolver = catalog_of(world.manager)
+    for name in ("one", "two", "three"):
+        world.register("billing", 1, name, Tags=["v1"])
+    assert ids(world, UpstreamName("billing", tag="v1")) == [["one", "three", "two"]]
+
+    def fail(_: object) -> None:
+        raise RuntimeError("a broken subscriber")
+
+    resolver.subscribe(fail)
+    told, former = Told(resolver), Told(resolver)
+    former.unsubscribe()
+    ids(world, UpstreamName("other"))  # what is watched beside it makes no difference
+    world.register("billing", 1, "four")
+    world.remove("two")
+    wait_for(lambda: told.gone == [["two"]])
+    world.put("/v1/agent/service/maintenance/one?enable=true")
+    wait_for(lambda: told.gone == [["two"], ["one"]])
+    assert former.gone == []
+    assert "a broken subscriber" in caplog.text
+
+
+def test_whoever_is_not_watched_any_more_counts_as_gone(
+    world: World, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would say when an instance leaves, and an idle connection to it would stay."""
+    answers.by[""] = rows("one")
+    resolver = catalog_of(world.manager)
+    assert ids(world) == [["one"]]
+    (watch,) = resolver._watches.values()
+    alive: list[bool] = []
+    resolver.subscribe(lambda _: alive.append(watch.alive))
+    told = Told(resolver)
+    monkeypatch.setattr(catalog, "IDLE_SECONDS", 0.0)
+    wait_for(lambda: told.gone == [["one"]])
+    assert alive == [False]  # who asks now gets a new watch
 
 
 def test_hosts_from_outside_cannot_use_up_the_agent(

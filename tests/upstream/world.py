@@ -54,7 +54,8 @@ class Instance:
     """A server that proves to be `service` and answers in JSON what it saw.
 
     `received`: bytes of HTTP that came in, over all connections. `/wait` begins an answer, and
-    ends it when `finish` is set. `/drop` closes the connection without an answer.
+    ends it when `finish` is set. `/drop` closes the connection without an answer, `/hang` when
+    `finish` is set.
     """
 
     loop: Loop
@@ -112,7 +113,9 @@ class Instance:
                 length = int({k.lower(): v for k, v in headers.items()}.get("content-length", 0))
                 body = await reader.readexactly(length)
                 self.received += length
-                if target == b"/drop":
+                if target == b"/hang":
+                    await self.finish.wait()
+                if target in (b"/drop", b"/hang"):
                     return
                 said = {
                     "instance": self.name,
@@ -139,7 +142,7 @@ class Instance:
             writer.transport.abort()
 
     def release(self) -> None:
-        """Let `/wait` end."""
+        """Let `/wait` and `/hang` end."""
         self.loop.loop.call_soon_threadsafe(self.finish.set)
 
 
