@@ -284,9 +284,10 @@ def _in_mesh(row: Instance) -> bool:
 
 
 def _endpoints(name: UpstreamName, answers: Sequence[_Answer | None]) -> Endpoints | None:
-    """The usable instances, nearest datacenter first; None while nobody has answered.
+    """The usable instances: of the name's own datacenter, then of `failover` in the order written.
 
-    A datacenter that does not answer keeps nobody from the others.
+    None while nobody has answered. No distance is measured, and a datacenter that does not answer
+    keeps nobody from the others.
     """
     known = [answer for answer in answers if answer is not None]
     tiers = [usable_endpoints(each.rows, name) for each in known]

@@ -39,8 +39,8 @@ class UpstreamName:
     """What is called: a service and, where it is not next to the caller, where it is.
 
     `tag`: only instances that carry it. `datacenter`, `namespace`, `partition`: None is the
-    caller's own. `peer`: another cluster. `failover`: datacenters that are asked in turn when
-    the nearer ones have no usable instance. ConfigError for an empty service.
+    caller's own. `peer`: another cluster. `failover`: datacenters whose instances are called, in
+    this order, while those before have none that can be. ConfigError for an empty service.
     """
 
     service: str

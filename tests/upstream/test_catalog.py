@@ -118,12 +118,16 @@ def test_a_row_of_another_service_is_not_used(world: World, answers: Answers) ->
     assert ids(world) == [[]]
 
 
-def test_nearer_datacenters_come_first(world: World, answers: Answers) -> None:
-    answers.by = {"": rows("here"), "dc2": rows("there", dc="dc2"), "dc3": ConsulError("away")}
-    name = UpstreamName("billing", failover=("dc2", "dc3"))
-    wait_for(lambda: ids(world, name) == [["here"], ["there"]])
-    (near,), (far,) = catalog_of(world.manager).wait(name, 5).tiers
-    assert (near.datacenter, far.datacenter) == ("dc1", "dc2")
+def test_datacenters_come_in_the_order_that_is_written(world: World, answers: Answers) -> None:
+    """Our own first, wherever the others are; one that does not answer is passed over."""
+    by = {dc: rows(f"in-{dc}", dc=dc) for dc in ("dc2", "dc3")}
+    answers.by = {"": rows("here"), **by, "dc4": ConsulError("away")}
+    for failover in (("dc2", "dc4", "dc3"), ("dc3", "dc2")):
+        name = UpstreamName("billing", failover=failover)
+        there = [[f"in-{dc}"] for dc in failover if dc != "dc4"]
+        wait_for(lambda name=name, there=there: ids(world, name) == [["here"], *there])
+    first, second, _ = catalog_of(world.manager).wait(name, 5).tiers
+    assert (first[0].datacenter, second[0].datacenter) == ("dc1", "dc3")
 
 
 def test_a_datacenter_without_anybody_waits_for_the_next(world: World, answers: Answers) -> None:
