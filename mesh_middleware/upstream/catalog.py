@@ -35,8 +35,8 @@ MAX_WATCHES = 150
 _DESCRIBE_SECONDS = 1.0
 _SHOWN = 5
 
-_Query = tuple[str, str, str, str]
-"""Service, datacenter, namespace, partition; empty: the agent's own."""
+_Query = tuple[str, str, str, str, str]
+"""Service, datacenter, namespace, partition, filter; empty: the agent's own, or none."""
 
 Subscriber = Callable[[frozenset[Endpoint]], object]
 
@@ -149,7 +149,7 @@ class CatalogResolver:
     # -- watching -----------------------------------------------------------------------------
 
     def _watch(self, name: UpstreamName) -> tuple[_Watch, ...]:
-        where = (name.namespace or "", name.partition or "")
+        where = (name.namespace or "", name.partition or "", name.filter or "")
         datacenters = (name.datacenter or "", *name.failover)
         return tuple(self._one((name.service, datacenter, *where)) for datacenter in datacenters)
 
@@ -192,7 +192,7 @@ class CatalogResolver:
 
     async def _run(self, watch: _Watch, client: ConsulClient, wait: float) -> None:
         service, *where = watch.query
-        scope = dict(zip(("dc", "ns", "partition"), where, strict=True))
+        scope = dict(zip(("dc", "ns", "partition", "filter"), where, strict=True))
         given = {key: value for key, value in scope.items() if value}
 
         async def deliver(answer: Answer) -> None:
@@ -213,10 +213,16 @@ class CatalogResolver:
         watch.end()
         self._tell(watch.endpoints)
 
-    async def _others(self, service: str, client: ConsulClient, where: dict[str, str]) -> str:
-        """In words: who has the name without being in the mesh."""
+    async def _others(self, service: str, client: ConsulClient, given: dict[str, str]) -> str:
+        """In words: who has the name without being in the mesh, or meeting the filter."""
+        where = {key: value for key, value in given.items() if key != "filter"}
         try:
             async with asyncio.timeout(_DESCRIBE_SECONDS):
+                if "filter" in given:
+                    answer = await client.health_connect(service, passing=False, where=where)
+                    rows = decode_health(answer.json)
+                    if rows:
+                        return f"{len(rows)} in the mesh, none of them meets {given['filter']}"
                 answer = await client.health_service(service, False, where)
                 rows = decode_health(answer.json)
         except (ConsulError, DecodeError, TimeoutError):

@@ -19,7 +19,7 @@ from mesh_middleware.state import StateSource
 from mesh_middleware.upstream.dns_client import DNSClient
 from mesh_middleware.upstream.endpoints import Endpoint, Endpoints
 from mesh_middleware.upstream.names import DOMAIN, UpstreamName
-from mesh_middleware.upstream.resolver import ResolutionError, beside, refuse_peer
+from mesh_middleware.upstream.resolver import ResolutionError, beside, refuse_choice, refuse_peer
 
 REFRESH_SECONDS = 1.0
 """How old an answer may grow before it is asked for again; Consul's own TTL is 0."""
@@ -38,8 +38,8 @@ class DNSResolver:
     """Asks the DNS at `server` (``host:port``; an agent's is 8600) for names below `domain`.
 
     `mesh`: whose calls these are. While the server does not answer, the last answer stays.
-    ConfigError for a `server` that is not an IP address with a port. Tags are not known here, and
-    failover is not followed.
+    ConfigError for a `server` that is not an IP address with a port. Tags and filters
+    are refused, and failover is not followed.
     """
 
     def __init__(
@@ -72,8 +72,7 @@ class DNSResolver:
         the last answer when there is one. Names do not wait for each other.
         """
         refuse_peer(name)
-        if name.tag is not None:
-            raise ResolutionError(f"{name}: lookups of the mesh by DNS know no tags")
+        refuse_choice(name, "lookups of the mesh by DNS")
         svid = self._mesh.state.svid
         if svid is None:
             raise ResolutionError("the mesh has given us no certificate yet")

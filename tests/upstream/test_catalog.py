@@ -6,6 +6,7 @@ import gc
 import json
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -22,8 +23,9 @@ from mesh_middleware.upstream.endpoints import Endpoint
 from mesh_middleware.upstream.names import UpstreamName
 from mesh_middleware.upstream.resolver import ResolutionError
 from mesh_middleware.upstream.transport import MeshTransport
+from tests.consul_agent import ConsulAgent
 from tests.support import wait_for
-from tests.upstream.world import World
+from tests.upstream.world import World, new_world
 
 BILLING = UpstreamName("billing")
 
@@ -143,6 +145,54 @@ def test_the_name_says_where_to_ask(world: World, answers: Answers) -> None:
     answers.by = {"dc2": rows()}
     ids(world, UpstreamName("billing", datacenter="dc2", namespace="team", partition="part"))
     assert answers.asked == [("billing", {"dc": "dc2", "ns": "team", "partition": "part"})]
+
+
+V1, V2 = (f'Service.Meta.version == "{version}"' for version in ("v1", "v2"))
+
+
+def described(world: World, name: UpstreamName) -> str:
+    return catalog_of(world.manager).wait(name, 5).described
+
+
+@pytest.fixture(scope="module")
+def real(consul: ConsulAgent) -> Iterator[World]:
+    """A manager and servers around a real agent."""
+    with new_world("caller", consul) as made:
+        yield made
+
+
+@pytest.mark.consul
+def test_a_filter_chooses_instances_and_follows_them(real: World) -> None:
+    """The agent's own expressions, in a watch for each."""
+    for name, version in (("old", "v1"), ("new", "v2"), ("newer", "v2")):
+        real.add("filtered", name, Meta={"version": version})
+    names = {"v1": UpstreamName("filtered", filter=V1), "v2": UpstreamName("filtered", filter=V2)}
+    with httpx.Client(transport=MeshTransport(real.manager, upstreams=names)) as client:
+        assert {client.get("http://v1/").json()["instance"] for _ in range(5)} == {"old"}
+        answers = {client.get("http://v2/").json()["instance"] for _ in range(30)}
+        assert answers == {"new", "newer"}
+    real.register("filtered", real.instances[0].port, "old", Meta={"version": "v2"})
+    wait_for(lambda: ids(real, names["v2"]) == [["new", "newer", "old"]])
+    wait_for(lambda: ids(real, names["v1"]) == [[]])
+    assert described(real, names["v1"]) == f"3 in the mesh, none of them meets {V1}"
+    for instance in ("old", "new", "newer"):
+        real.remove(instance)
+    for name in names.values():
+        wait_for(lambda name=name: described(real, name) == "nothing has that name")
+
+
+@pytest.mark.consul
+@pytest.mark.parametrize("expression", ["Service.Meta.version = 2", 'Nope == "x"'])
+def test_a_filter_that_is_none_is_said_in_the_agents_words(real: World, expression: str) -> None:
+    name = UpstreamName("filtered", filter=expression)
+    with pytest.raises(ResolutionError, match="boolean expression") as caught:
+        catalog_of(real.manager).wait(name, 10)
+    assert expression in str(caught.value)
+
+
+def test_the_development_agent_refuses_filters(world: World) -> None:
+    with pytest.raises(ResolutionError, match="evaluates no filters"):
+        catalog_of(world.manager).wait(UpstreamName("billing", filter=V2), 5)
 
 
 def test_a_refusal_of_the_agent_is_said_at_once(world: World, answers: Answers) -> None:

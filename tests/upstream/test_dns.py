@@ -15,16 +15,14 @@ import dns.rrset
 import httpx
 import pytest
 
-from mesh_middleware import ConfigError, MeshConfig, MeshManager, MeshTransport, UpstreamName
+from mesh_middleware import ConfigError, MeshTransport, UpstreamName
 from mesh_middleware.state import MeshState, StaticState
-from mesh_middleware.tls.certificates import X509SVID
-from mesh_middleware.tls.contexts import TLSContexts
 from mesh_middleware.upstream.dns import DNSResolver
 from mesh_middleware.upstream.endpoints import Endpoints
 from mesh_middleware.upstream.resolver import ResolutionError
 from tests.consul_agent import running_consul
 from tests.support import wait_for
-from tests.upstream.world import World
+from tests.upstream.world import World, new_world
 
 
 class Server:
@@ -360,7 +358,12 @@ def test_an_address_of_the_other_family_is_asked_for(world: World, server: Serve
 
 @pytest.mark.parametrize(
     ("name", "words"),
-    [(UpstreamName("billing", tag="v2"), "no tags"), (UpstreamName("billing", peer="x"), "peer")],
+    [
+        (UpstreamName("billing", tag="v2"), "no tags"),
+        (UpstreamName("billing", filter="a == b"), "no filters"),
+        (UpstreamName("billing", peer="x"), "peer"),
+        (UpstreamName("b" * 64), "label"),
+    ],
 )
 def test_what_dns_cannot_say_is_refused(world: World, name: UpstreamName, words: str) -> None:
     with pytest.raises(ResolutionError, match=words):
@@ -378,31 +381,16 @@ def test_who_we_are_must_be_known() -> None:
 
 
 @pytest.mark.consul
-def test_a_real_consuls_dns(world: World) -> None:
+def test_a_real_consuls_dns() -> None:
     """Its SRV answer brings the address along; a name without instances does not exist."""
-    with running_consul() as consul, MeshManager(MeshConfig("api", address=consul.address)) as api:
-        api.wait_ready(20)
-        leaf = httpx.get(f"{consul.address}/v1/agent/connect/ca/leaf/billing", trust_env=False)
-        server = world.serve("billing")
-        server.contexts = lambda: _contexts(leaf.json(), api)
-        server.renew()
-        body: dict[str, Any] = {"Name": "billing", "Port": server.port, "Connect": {"Native": True}}
-        url = f"{consul.address}/v1/agent/service/register"
-        body["Address"] = "127.0.0.1"
-        assert httpx.put(url, json=body, trust_env=False).is_success
-        resolver = DNSResolver(api, f"127.0.0.1:{consul._ports[2]}")
+    with running_consul() as consul, new_world("api", consul) as world:
+        world.add("billing")
+        resolver = DNSResolver(world.manager, f"127.0.0.1:{consul._ports[2]}")
         wait_for(lambda: resolver.wait(NAME, 5).tiers)
-        with httpx.Client(transport=MeshTransport(api, resolver=resolver)) as client:
+        with httpx.Client(transport=MeshTransport(world.manager, resolver=resolver)) as client:
             assert client.get("http://billing/").json()["caller"] == "api"
             with pytest.raises(httpx.ConnectError, match="as far as DNS tells"):
                 client.get("http://nobody/")
         for number in range(8):  # more than Consul tells by plain UDP
-            many = {**body, "Name": "many", "ID": f"many-{number}", "Port": 8000 + number}
-            assert httpx.put(url, json=many, trust_env=False).is_success
+            world.register("many", 8000 + number, f"many-{number}")
         wait_for(lambda: len(resolver.wait(UpstreamName("many"), 5).all) == 8)
-
-
-def _contexts(leaf: dict[str, str], manager: MeshManager) -> Any:
-    assert manager.state.bundle is not None
-    svid = X509SVID.from_pem(leaf["CertPEM"], leaf["PrivateKeyPEM"])
-    return TLSContexts(svid, manager.state.bundle, generation=1)

@@ -550,6 +550,8 @@ def test_static_instances_need_no_catalogue(world: World) -> None:
         assert client.get("http://billing/").json()["caller"] == "web"
         with pytest.raises(httpx.ConnectError, match="fixed instances are given for: billing"):
             client.get("http://other/")
+        with pytest.raises(httpx.ConnectError, match="fixed instances know no tags"):
+            client.get("http://v2.billing.service/")
 
 
 def test_wrong_arguments_are_found_at_once(world: World) -> None:

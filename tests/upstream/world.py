@@ -148,14 +148,16 @@ class Instance:
 
 @dataclass
 class World:
-    """An agent, the manager of the caller `web`, and servers."""
+    """An agent, the manager of the caller `web`, and servers. `agent`: may be a real one."""
 
-    agent: DevAgent
+    agent: Any
     manager: MeshManager
     loop: Loop
     instances: list[Instance] = field(default_factory=list)
 
     def contexts(self, service: str, ca: CertificateAuthority | None = None) -> TLSContexts:
+        if ca is None and not isinstance(self.agent, DevAgent):
+            return contexts_from(self.manager, service)
         return contexts_of(ca or self.agent.ca, service)
 
     def serve(
@@ -223,11 +225,20 @@ def contexts_of(ca: CertificateAuthority, service: str) -> TLSContexts:
     return TLSContexts(X509SVID.from_pem(leaf.cert_pem, leaf.key_pem), bundle, generation=1)
 
 
+def contexts_from(manager: MeshManager, service: str) -> TLSContexts:
+    """What a server of `service` uses that the agent of `manager` gave a leaf."""
+    url = f"{manager.config.address}/v1/agent/connect/ca/leaf/{service}"
+    leaf = httpx.get(url, trust_env=False).json()
+    svid = X509SVID.from_pem(leaf["CertPEM"], leaf["PrivateKeyPEM"])
+    assert manager.state.bundle is not None
+    return TLSContexts(svid, manager.state.bundle, generation=1)
+
+
 @contextlib.contextmanager
-def new_world(service: str = "web") -> Iterator[World]:
-    """A world of its own."""
+def new_world(service: str = "web", agent: Any = None) -> Iterator[World]:
+    """A world of its own; around `agent`, if given, or a development agent."""
     with contextlib.ExitStack() as stack:
-        agent = stack.enter_context(DevAgent(default_action="allow"))
+        agent = agent or stack.enter_context(DevAgent(default_action="allow"))
         manager = stack.enter_context(MeshManager(MeshConfig(service, address=agent.address)))
         loop = Loop()
         stack.callback(loop.close)
