@@ -85,6 +85,7 @@ class _Endpoint:
         if handler is None:
             return text_response(f"method {request.method} not allowed", 405, self._allow)
         _same_datacenter(request)
+        _no_filter(request)
         return await handler(request)
 
 
@@ -94,6 +95,12 @@ def _same_datacenter(request: Request) -> None:
     of_the_agent = request.url.path.startswith("/v1/agent/")
     if asked and asked != request.app.state.store.ca.datacenter and not of_the_agent:
         raise RefusedError(500, "No path to datacenter")
+
+
+def _no_filter(request: Request) -> None:
+    """Refuse what would be answered with rows that the caller does not want."""
+    if request.query_params.get("filter"):
+        raise RefusedError(400, "Bad request: the development agent evaluates no filters")
 
 
 async def _unknown_path(_request: Request, _error: Exception) -> Response:

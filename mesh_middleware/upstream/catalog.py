@@ -13,7 +13,7 @@ import logging
 import threading
 import time
 import weakref
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from mesh_middleware.consul.client import Answer, ConsulClient
@@ -35,8 +35,10 @@ MAX_WATCHES = 150
 _DESCRIBE_SECONDS = 1.0
 _SHOWN = 5
 
-_Query = tuple[str, str, str, str]
-"""Service, datacenter, namespace, partition; empty: the agent's own."""
+_Query = tuple[str, str, str, str, str]
+"""Service, datacenter, namespace, partition, filter; empty: the agent's own, or none."""
+
+Subscriber = Callable[[frozenset[Endpoint]], object]
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +62,12 @@ class _Watch:
     def end(self, _: object = None) -> None:
         """Nobody watches any more."""
         self.alive = False
+
+    @property
+    def endpoints(self) -> frozenset[Endpoint]:
+        """The usable instances of the service, whatever their tags."""
+        rows = self.answer.rows if self.answer is not None else ()
+        return frozenset(usable_endpoints(rows, UpstreamName(self.query[0])))
 
     @property
     def final(self) -> bool:
@@ -95,6 +103,7 @@ class CatalogResolver:
         self._changed = threading.Condition()
         self._watches: dict[_Query, _Watch] = {}
         self._built: dict[UpstreamName, _Built] = {}
+        self._subscribers: tuple[Subscriber, ...] = ()
 
     def known(self, name: UpstreamName) -> Endpoints | None:
         """The passing instances in the mesh; starts to watch when nobody did."""
@@ -122,10 +131,25 @@ class CatalogResolver:
                     raise TimeoutError(f"{name}: {_errors(watches)}")
                 self._changed.wait(0.25 if left is None else min(left, 0.25))
 
+    def subscribe(self, callback: Subscriber) -> Callable[[], None]:
+        """Call `callback` with instances that left a list; returns the way out.
+
+        Also with all of a list that is watched no longer. Another list may still have some of
+        them. In the manager's thread: it must be quick and not block; what it raises is logged.
+        """
+        with self._changed:
+            self._subscribers = (*self._subscribers, callback)
+
+        def unsubscribe() -> None:
+            with self._changed:
+                self._subscribers = tuple(s for s in self._subscribers if s is not callback)
+
+        return unsubscribe
+
     # -- watching -----------------------------------------------------------------------------
 
     def _watch(self, name: UpstreamName) -> tuple[_Watch, ...]:
-        where = (name.namespace or "", name.partition or "")
+        where = (name.namespace or "", name.partition or "", name.filter or "")
         datacenters = (name.datacenter or "", *name.failover)
         return tuple(self._one((name.service, datacenter, *where)) for datacenter in datacenters)
 
@@ -168,7 +192,7 @@ class CatalogResolver:
 
     async def _run(self, watch: _Watch, client: ConsulClient, wait: float) -> None:
         service, *where = watch.query
-        scope = dict(zip(("dc", "ns", "partition"), where, strict=True))
+        scope = dict(zip(("dc", "ns", "partition", "filter"), where, strict=True))
         given = {key: value for key, value in scope.items() if value}
 
         async def deliver(answer: Answer) -> None:
@@ -186,11 +210,19 @@ class CatalogResolver:
         )
         while time.monotonic() - watch.used < IDLE_SECONDS:
             await watcher.step()
+        watch.end()
+        self._tell(watch.endpoints)
 
-    async def _others(self, service: str, client: ConsulClient, where: dict[str, str]) -> str:
-        """In words: who has the name without being in the mesh."""
+    async def _others(self, service: str, client: ConsulClient, given: dict[str, str]) -> str:
+        """In words: who has the name without being in the mesh, or meeting the filter."""
+        where = {key: value for key, value in given.items() if key != "filter"}
         try:
             async with asyncio.timeout(_DESCRIBE_SECONDS):
+                if "filter" in given:
+                    answer = await client.health_connect(service, passing=False, where=where)
+                    rows = decode_health(answer.json)
+                    if rows:
+                        return f"{len(rows)} in the mesh, none of them meets {given['filter']}"
                 answer = await client.health_service(service, False, where)
                 rows = decode_health(answer.json)
         except (ConsulError, DecodeError, TimeoutError):
@@ -203,11 +235,22 @@ class CatalogResolver:
         )
 
     def _publish(self, watch: _Watch, answer: _Answer) -> None:
+        before = watch.endpoints
         with self._changed:
             watch.error = None
             if answer != watch.answer:
                 watch.answer = answer
             self._changed.notify_all()
+        self._tell(before - watch.endpoints)
+
+    def _tell(self, gone: frozenset[Endpoint]) -> None:
+        if not gone:
+            return
+        for callback in self._subscribers:
+            try:
+                callback(gone)
+            except Exception:  # somebody else's code at the manager's thread's edge
+                logger.exception("a subscriber of the catalogue failed")
 
     def _failed(self, watch: _Watch, error: Exception) -> None:
         with self._changed:
@@ -247,9 +290,10 @@ def _in_mesh(row: Instance) -> bool:
 
 
 def _endpoints(name: UpstreamName, answers: Sequence[_Answer | None]) -> Endpoints | None:
-    """The usable instances, nearest datacenter first; None while nobody has answered.
+    """The usable instances: of the name's own datacenter, then of `failover` in the order written.
 
-    A datacenter that does not answer keeps nobody from the others.
+    None while nobody has answered. No distance is measured, and a datacenter that does not answer
+    keeps nobody from the others.
     """
     known = [answer for answer in answers if answer is not None]
     tiers = [usable_endpoints(each.rows, name) for each in known]

@@ -12,13 +12,13 @@ import math
 import threading
 import time
 import weakref
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 from mesh_middleware.policy.spiffe import ServiceIdentity
 from mesh_middleware.tls.contexts import MeshContext, TLSContexts, verified_peer
 from mesh_middleware.upstream.calls import Outgoing
-from mesh_middleware.upstream.endpoints import Endpoint, Endpoints
+from mesh_middleware.upstream.endpoints import Endpoint
 from mesh_middleware.upstream.resolver import ResolutionError
 
 
@@ -39,7 +39,8 @@ class Child:
     """The connections to one instance, in one generation. Guarded by the lock of its `Children`.
 
     `active`: requests from their start until their response is closed. `retired`: gets no more of
-    them, and is closed with the last one.
+    them, and is closed with the last one. `looked_up`: its instance was still listed when the child
+    was there.
     """
 
     def __init__(
@@ -61,6 +62,7 @@ class Child:
         self.active = 0
         self.waiting = 0
         self.retired = False
+        self.looked_up = False
         self.expires = math.inf
         self._connections: dict[int, Connection] = {}
 
@@ -164,13 +166,11 @@ class Children:
                 if child.contexts is not contexts:
                     self._retire(child)
 
-    def retire_gone(self, before: Endpoints, after: Endpoints) -> Iterable[Endpoint]:
-        """No more requests to instances that are listed no longer; returns them."""
-        gone = before.all - after.all
+    def retire_gone(self, gone: frozenset[Endpoint]) -> None:
+        """No more requests to these instances, which are listed no longer."""
         with self._lock:
             for endpoint in gone & self._current.keys():
                 self._retire(self._current[endpoint])
-        return gone
 
     def sweep(self) -> tuple[list[Any], list[Any]]:
         """What is to be closed now: transports that are done, and idle connections of others."""

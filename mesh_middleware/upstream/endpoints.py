@@ -53,7 +53,8 @@ class Endpoint:
 class Endpoints:
     """The usable instances of an upstream at one moment; compared as an object.
 
-    `tiers`: the nearest datacenter's first; a farther tier is for when the nearer have nobody.
+    `tiers`: each is for when those before it have nobody that can be connected to: the datacenters
+    of an upstream and its failover, in the order that the user gave, or the priorities of DNS.
     `described`: in words, what is registered; for errors.
     """
 

@@ -38,9 +38,11 @@ _MARKS = {"ns": "namespace", "ap": "partition", "dc": "datacenter", "peer": "pee
 class UpstreamName:
     """What is called: a service and, where it is not next to the caller, where it is.
 
-    `tag`: only instances that carry it. `datacenter`, `namespace`, `partition`: None is the
-    caller's own. `peer`: another cluster. `failover`: datacenters that are asked in turn when
-    the nearer ones have no usable instance. ConfigError for an empty service.
+    `tag`: only instances that carry it. `filter`: only those for which this expression of Consul's
+    is true, such as ``Service.Meta.version == "v2"``; the agent evaluates it. `datacenter`,
+    `namespace`, `partition`: None is the caller's own. `peer`: another cluster. `failover`:
+    datacenters whose instances are called, in this order, while those before have none that can
+    be. ConfigError for an empty service or filter.
     """
 
     service: str
@@ -50,12 +52,18 @@ class UpstreamName:
     partition: str | None = None
     peer: str | None = None
     failover: tuple[str, ...] = ()
+    filter: str | None = None
 
     def __post_init__(self) -> None:
         if not self.service or "/" in self.service or not self.service.isprintable():
             raise ConfigError(
                 f"{self.service!r} cannot be the name of an upstream; write the service's name in "
                 "Consul, such as billing"
+            )
+        if self.filter is not None and not self.filter.strip():
+            raise ConfigError(
+                f"{self.service!r}: an empty filter chooses nothing; write one, such as "
+                'Service.Meta.version == "v2", or None'
             )
 
     @classmethod
@@ -78,7 +86,7 @@ class UpstreamName:
         return replace(cls(before[-1], tag=tag), **where)  # type: ignore[arg-type] # all are text
 
     def __str__(self) -> str:
-        fields = ("tag", "datacenter", "namespace", "partition", "peer")
+        fields = ("tag", "filter", "datacenter", "namespace", "partition", "peer")
         said = [f"{field} {getattr(self, field)}" for field in fields if getattr(self, field)]
         if self.failover:
             said.append(f"failover {', '.join(self.failover)}")

@@ -6,6 +6,7 @@ without I/O. The transports do the sending.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Callable, Mapping
 from types import ModuleType
@@ -22,9 +23,9 @@ from mesh_middleware.upstream.bodies import request_class
 from mesh_middleware.upstream.calls import Attempts, Names
 from mesh_middleware.upstream.catalog import resolver_for
 from mesh_middleware.upstream.children import Child, Children, Connection
-from mesh_middleware.upstream.endpoints import Endpoints
+from mesh_middleware.upstream.endpoints import Endpoint, Endpoints
 from mesh_middleware.upstream.names import UpstreamName
-from mesh_middleware.upstream.resolver import Resolver
+from mesh_middleware.upstream.resolver import ResolutionError, Resolver
 
 EXTENSION = "mesh_middleware"
 """Key in ``response.extensions`` of an `Outgoing`: who called whom."""
@@ -111,8 +112,13 @@ class Requests:
             if before is not None or endpoints.all:  # names that mean nothing come without end
                 self._seen[name] = endpoints
             if before is not None:
-                self.balancer.forget(list(self.children.retire_gone(before, endpoints)))
+                self.gone(before.all - endpoints.all)
         return endpoints
+
+    def gone(self, endpoints: frozenset[Endpoint]) -> None:
+        """Note that these instances are listed no longer."""
+        self.children.retire_gone(endpoints)
+        self.balancer.forget(endpoints)
 
     def next(self, attempts: Attempts, endpoints: Endpoints, request: Any) -> Child:
         """Where to send the request now; httpx's ConnectError when nothing is left."""
@@ -122,10 +128,21 @@ class Requests:
         if endpoint is None:
             raise self.library.ConnectError(attempts.unreachable(endpoints), request=request)
         try:
-            return self.children.take(endpoint)
+            child = self.children.take(endpoint)
         except MeshError as error:
             self.balancer.done(endpoint)
             raise self.translated(error, request) from error
+        if not child.looked_up:
+            self._look_up(child, attempts.name)
+        return child
+
+    def _look_up(self, child: Child, name: UpstreamName) -> None:
+        """Retire a new child whose instance left before it was there: nobody will say so again."""
+        child.looked_up = True
+        with contextlib.suppress(ResolutionError):
+            newest = self.resolver.known(name)
+            if newest is not None and child.endpoint not in newest.all:
+                self.gone(frozenset({child.endpoint}))
 
     def began(self, child: Child, response: Any, peer_from: str) -> Connection | None:
         """Note that a response began; returns the connection that it comes on."""

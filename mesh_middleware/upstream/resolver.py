@@ -21,7 +21,11 @@ class ResolutionError(MeshError):
 
 
 class Resolver(Protocol):
-    """Finds the instances of upstreams. Safe from any thread."""
+    """Finds the instances of upstreams. Safe from any thread.
+
+    One that hears of changes by itself may have ``subscribe(callback)``, as `CatalogResolver` does:
+    then idle connections to instances that left are closed at once, else by the next request.
+    """
 
     def known(self, name: UpstreamName) -> Endpoints | None:
         """The newest instances, the same object until they change; None: not known yet.
@@ -55,7 +59,11 @@ class StaticResolver:
         self._built: dict[UpstreamName, tuple[ServiceIdentity, Endpoints]] = {}
 
     def known(self, name: UpstreamName) -> Endpoints | None:
-        """The instances given for the service; None while the caller's own identity is unknown."""
+        """The instances given for the service; None while the caller's own identity is unknown.
+
+        ResolutionError for a tag or a filter: nobody says which instance has what.
+        """
+        refuse_choice(name, "fixed instances")
         svid = self._mesh.state.svid
         if svid is None:
             return None
@@ -103,6 +111,13 @@ def refuse_peer(name: UpstreamName) -> None:
             f"{name}: the agent's API does not hand out the roots of peer {name.peer!r}, so its "
             "services cannot be verified; call them through a mesh gateway's sidecar"
         )
+
+
+def refuse_choice(name: UpstreamName, who: str) -> None:
+    """ResolutionError for a tag or a filter, where `who`, in the plural, cannot tell."""
+    for field in ("tag", "filter"):
+        if getattr(name, field) is not None:
+            raise ResolutionError(f"{name}: {who} know no {field}s; the agent's catalogue does")
 
 
 def host_port(address: str) -> tuple[str, int]:

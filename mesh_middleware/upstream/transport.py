@@ -29,8 +29,9 @@ import httpx
 
 from mesh_middleware.state import MeshState, StateSource
 from mesh_middleware.upstream.bodies import async_stream, sync_stream
-from mesh_middleware.upstream.calls import contexts_within
+from mesh_middleware.upstream.calls import Attempts, contexts_within
 from mesh_middleware.upstream.children import Child, Connection
+from mesh_middleware.upstream.endpoints import Endpoint
 from mesh_middleware.upstream.names import UpstreamName
 from mesh_middleware.upstream.requests import Requests
 from mesh_middleware.upstream.resolver import ResolutionError, Resolver
@@ -111,12 +112,20 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
                     requests.forwarded(child, request, share)
                 )
             except BaseException as error:
-                if not requests.failed(child, attempts, request, error):
+                if not await self._failed(child, attempts, request, error):
                     raise
                 continue
             connection = requests.began(child, response, "ssl_object")
             response.stream = self._stream(response.stream, partial(self._ended, child, connection))
             return response
+
+    async def _failed(
+        self, child: Child, attempts: Attempts, request: Any, error: BaseException
+    ) -> bool:
+        again = self._requests.failed(child, attempts, request, error)
+        if self._requests.children.retired:
+            await self._sweep()
+        return again
 
     def _ended(self, child: Child, connection: Connection | None) -> Awaitable[None] | None:
         self._requests.ended(child, connection)
@@ -151,17 +160,25 @@ class AsyncMeshTransport(httpx.AsyncBaseTransport):
         """Hear of changes from now on. Without asyncio they are noticed by the next request."""
         if self._unsubscribe is not None:  # another request was first
             return
-        subscribe = getattr(self._requests.mesh, "subscribe", None)
         self._unsubscribe = _nothing
-        if subscribe is None:
-            return
         with contextlib.suppress(RuntimeError):
             self._loop = asyncio.get_running_loop()
-            self._unsubscribe = subscribe(_weakly(self._changed))
+            requests = self._requests
+            self._unsubscribe = _followed(
+                (requests.mesh, self._changed), (requests.resolver, self._gone)
+            )
 
     def _changed(self, state: MeshState) -> None:
         """In the manager's thread."""
         self._requests.children.retire(state.contexts)
+        self._sweep_in_loop()
+
+    def _gone(self, endpoints: frozenset[Endpoint]) -> None:
+        """In the resolver's thread."""
+        self._requests.gone(endpoints)
+        self._sweep_in_loop()
+
+    def _sweep_in_loop(self) -> None:
         if self._loop is not None:
             with contextlib.suppress(RuntimeError):  # the loop is closed, and its connections
                 self._loop.call_soon_threadsafe(self._sweep_soon)
@@ -232,13 +249,19 @@ class MeshTransport(httpx.BaseTransport):
             try:
                 response = child.transport.handle_request(requests.forwarded(child, request, share))
             except BaseException as error:
-                if not requests.failed(child, attempts, request, error):
+                if not self._failed(child, attempts, request, error):
                     raise
                 continue
             # "ssl_object" would be the one beneath Python's socket, which knows no peer
             connection = requests.began(child, response, "socket")
             response.stream = self._stream(response.stream, partial(self._ended, child, connection))
             return response
+
+    def _failed(self, child: Child, attempts: Attempts, request: Any, error: BaseException) -> bool:
+        again = self._requests.failed(child, attempts, request, error)
+        if self._requests.children.retired:
+            self._sweep()
+        return again
 
     def _ended(self, child: Child, connection: Connection | None) -> None:
         self._requests.ended(child, connection)
@@ -255,14 +278,19 @@ class MeshTransport(httpx.BaseTransport):
         self._requests.bind()
         with self._following:
             if self._unsubscribe is None:
-                subscribe = getattr(self._requests.mesh, "subscribe", None)
-                self._unsubscribe = (
-                    _nothing if subscribe is None else subscribe(_weakly(self._changed))
+                requests = self._requests
+                self._unsubscribe = _followed(
+                    (requests.mesh, self._changed), (requests.resolver, self._gone)
                 )
 
     def _changed(self, state: MeshState) -> None:
         """In the manager's thread; closing a socket does not block."""
         self._requests.children.retire(state.contexts)
+        self._sweep()
+
+    def _gone(self, endpoints: frozenset[Endpoint]) -> None:
+        """In the resolver's thread; closing a socket does not block."""
+        self._requests.gone(endpoints)
         self._sweep()
 
     def close(self) -> None:
@@ -275,14 +303,29 @@ class MeshTransport(httpx.BaseTransport):
             transport.close()
 
 
-def _weakly(method: Callable[[MeshState], None]) -> Callable[[MeshState], None]:
+def _followed(*subjects: tuple[object, Callable[[Any], None]]) -> Callable[[], None]:
+    """Tell each method what is new with its subject, where that has a `subscribe`; the way out."""
+    ways: list[Callable[[], object]] = [
+        subscribe(_weakly(method))
+        for subject, method in subjects
+        if (subscribe := getattr(subject, "subscribe", None)) is not None
+    ]
+
+    def unsubscribe() -> None:
+        for way in ways:
+            way()
+
+    return unsubscribe
+
+
+def _weakly(method: Callable[[T], None]) -> Callable[[T], None]:
     """`method` as a subscriber that does not keep its transport alive."""
     reference = weakref.WeakMethod(method)
 
-    def call(state: MeshState) -> None:
+    def call(news: T) -> None:
         found = reference()
         if found is not None:
-            found(state)
+            found(news)
 
     return call
 

@@ -436,6 +436,15 @@ def test_another_datacenter_is_not_reached(agent, path):
     assert (answer.status_code, answer.text) == (500, "No path to datacenter")
 
 
+@pytest.mark.parametrize("path", ["/health/connect/x", "/health/service/x", "/agent/services"])
+def test_a_filter_that_cannot_be_evaluated_is_refused(agent, path):
+    """The development agent evaluates none, and must not answer as if it did."""
+    answer = agent.get(f"{path}?filter=Nope+%3D%3D+1")
+    assert answer.status_code in (400, 500)
+    assert "filter" in answer.text or "expression" in answer.text
+    assert agent.get(f"{path}?filter=").status_code == 200
+
+
 def test_what_the_agent_knows_itself_has_no_datacenter(agent):
     for path in ("/agent/services", "/agent/checks", "/agent/self"):
         assert agent.get(f"{path}?dc=elsewhere").status_code == 200

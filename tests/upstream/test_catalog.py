@@ -6,6 +6,7 @@ import gc
 import json
 import time
 import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import httpx
@@ -17,12 +18,14 @@ from mesh_middleware.consul.answer import Answer
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.errors import ConsulError
 from mesh_middleware.upstream import catalog
-from mesh_middleware.upstream.catalog import catalog_of
+from mesh_middleware.upstream.catalog import CatalogResolver, catalog_of
+from mesh_middleware.upstream.endpoints import Endpoint
 from mesh_middleware.upstream.names import UpstreamName
 from mesh_middleware.upstream.resolver import ResolutionError
 from mesh_middleware.upstream.transport import MeshTransport
+from tests.consul_agent import ConsulAgent
 from tests.support import wait_for
-from tests.upstream.world import World
+from tests.upstream.world import World, new_world
 
 BILLING = UpstreamName("billing")
 
@@ -117,12 +120,16 @@ def test_a_row_of_another_service_is_not_used(world: World, answers: Answers) ->
     assert ids(world) == [[]]
 
 
-def test_nearer_datacenters_come_first(world: World, answers: Answers) -> None:
-    answers.by = {"": rows("here"), "dc2": rows("there", dc="dc2"), "dc3": ConsulError("away")}
-    name = UpstreamName("billing", failover=("dc2", "dc3"))
-    wait_for(lambda: ids(world, name) == [["here"], ["there"]])
-    (near,), (far,) = catalog_of(world.manager).wait(name, 5).tiers
-    assert (near.datacenter, far.datacenter) == ("dc1", "dc2")
+def test_datacenters_come_in_the_order_that_is_written(world: World, answers: Answers) -> None:
+    """Our own first, wherever the others are; one that does not answer is passed over."""
+    by = {dc: rows(f"in-{dc}", dc=dc) for dc in ("dc2", "dc3")}
+    answers.by = {"": rows("here"), **by, "dc4": ConsulError("away")}
+    for failover in (("dc2", "dc4", "dc3"), ("dc3", "dc2")):
+        name = UpstreamName("billing", failover=failover)
+        there = [[f"in-{dc}"] for dc in failover if dc != "dc4"]
+        wait_for(lambda name=name, there=there: ids(world, name) == [["here"], *there])
+    first, second, _ = catalog_of(world.manager).wait(name, 5).tiers
+    assert (first[0].datacenter, second[0].datacenter) == ("dc1", "dc3")
 
 
 def test_a_datacenter_without_anybody_waits_for_the_next(world: World, answers: Answers) -> None:
@@ -138,6 +145,54 @@ def test_the_name_says_where_to_ask(world: World, answers: Answers) -> None:
     answers.by = {"dc2": rows()}
     ids(world, UpstreamName("billing", datacenter="dc2", namespace="team", partition="part"))
     assert answers.asked == [("billing", {"dc": "dc2", "ns": "team", "partition": "part"})]
+
+
+V1, V2 = (f'Service.Meta.version == "{version}"' for version in ("v1", "v2"))
+
+
+def described(world: World, name: UpstreamName) -> str:
+    return catalog_of(world.manager).wait(name, 5).described
+
+
+@pytest.fixture(scope="module")
+def real(consul: ConsulAgent) -> Iterator[World]:
+    """A manager and servers around a real agent."""
+    with new_world("caller", consul) as made:
+        yield made
+
+
+@pytest.mark.consul
+def test_a_filter_chooses_instances_and_follows_them(real: World) -> None:
+    """The agent's own expressions, in a watch for each."""
+    for name, version in (("old", "v1"), ("new", "v2"), ("newer", "v2")):
+        real.add("filtered", name, Meta={"version": version})
+    names = {"v1": UpstreamName("filtered", filter=V1), "v2": UpstreamName("filtered", filter=V2)}
+    with httpx.Client(transport=MeshTransport(real.manager, upstreams=names)) as client:
+        assert {client.get("http://v1/").json()["instance"] for _ in range(5)} == {"old"}
+        answers = {client.get("http://v2/").json()["instance"] for _ in range(30)}
+        assert answers == {"new", "newer"}
+    real.register("filtered", real.instances[0].port, "old", Meta={"version": "v2"})
+    wait_for(lambda: ids(real, names["v2"]) == [["new", "newer", "old"]])
+    wait_for(lambda: ids(real, names["v1"]) == [[]])
+    assert described(real, names["v1"]) == f"3 in the mesh, none of them meets {V1}"
+    for instance in ("old", "new", "newer"):
+        real.remove(instance)
+    for name in names.values():
+        wait_for(lambda name=name: described(real, name) == "nothing has that name")
+
+
+@pytest.mark.consul
+@pytest.mark.parametrize("expression", ["Service.Meta.version = 2", 'Nope == "x"'])
+def test_a_filter_that_is_none_is_said_in_the_agents_words(real: World, expression: str) -> None:
+    name = UpstreamName("filtered", filter=expression)
+    with pytest.raises(ResolutionError, match="boolean expression") as caught:
+        catalog_of(real.manager).wait(name, 10)
+    assert expression in str(caught.value)
+
+
+def test_the_development_agent_refuses_filters(world: World) -> None:
+    with pytest.raises(ResolutionError, match="evaluates no filters"):
+        catalog_of(world.manager).wait(UpstreamName("billing", filter=V2), 5)
 
 
 def test_a_refusal_of_the_agent_is_said_at_once(world: World, answers: Answers) -> None:
@@ -175,6 +230,56 @@ def test_upstreams_that_nobody_asks_for_are_forgotten(
     wait_for(lambda: not watch.alive)
     monkeypatch.setattr(catalog, "IDLE_SECONDS", 600.0)
     assert ids(world) == [["one"]]  # and watched anew
+
+
+class Told:
+    """A subscriber. `gone`: the IDs of instances that left, each time it was called."""
+
+    def __init__(self, resolver: CatalogResolver) -> None:
+        self.gone: list[list[str]] = []
+        self.unsubscribe = resolver.subscribe(self)
+
+    def __call__(self, endpoints: frozenset[Endpoint]) -> None:
+        self.gone.append(sorted(endpoint.instance for endpoint in endpoints))
+
+
+def test_subscribers_are_told_who_left(world: World, caplog: pytest.LogCaptureFixture) -> None:
+    """Whoever asked, for whatever tag; one that fails keeps nobody else from hearing."""
+    resolver = catalog_of(world.manager)
+    for name in ("one", "two", "three"):
+        world.register("billing", 1, name, Tags=["v1"])
+    assert ids(world, UpstreamName("billing", tag="v1")) == [["one", "three", "two"]]
+
+    def fail(_: object) -> None:
+        raise RuntimeError("a broken subscriber")
+
+    resolver.subscribe(fail)
+    told, former = Told(resolver), Told(resolver)
+    former.unsubscribe()
+    ids(world, UpstreamName("other"))  # what is watched beside it makes no difference
+    world.register("billing", 1, "four")
+    world.remove("two")
+    wait_for(lambda: told.gone == [["two"]])
+    world.put("/v1/agent/service/maintenance/one?enable=true")
+    wait_for(lambda: told.gone == [["two"], ["one"]])
+    assert former.gone == []
+    assert "a broken subscriber" in caplog.text
+
+
+def test_whoever_is_not_watched_any_more_counts_as_gone(
+    world: World, answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody would say when an instance leaves, and an idle connection to it would stay."""
+    answers.by[""] = rows("one")
+    resolver = catalog_of(world.manager)
+    assert ids(world) == [["one"]]
+    (watch,) = resolver._watches.values()
+    alive: list[bool] = []
+    resolver.subscribe(lambda _: alive.append(watch.alive))
+    told = Told(resolver)
+    monkeypatch.setattr(catalog, "IDLE_SECONDS", 0.0)
+    wait_for(lambda: told.gone == [["one"]])
+    assert alive == [False]  # who asks now gets a new watch
 
 
 def test_hosts_from_outside_cannot_use_up_the_agent(

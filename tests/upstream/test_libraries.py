@@ -5,12 +5,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import socket
 import ssl
 import urllib.request
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import aiohttp
+import grpclib.client
+import grpclib.const
+import grpclib.encoding.base
+import grpclib.server
 import pytest
 import requests
 import requests.adapters
@@ -20,7 +25,7 @@ import websockets.asyncio.client
 import websockets.asyncio.server
 import websockets.sync.client
 
-from mesh_middleware.tls.contexts import MeshContext, PeerRejected
+from mesh_middleware.tls.contexts import MeshContext, PeerRejected, verified_peer
 from tests.upstream.world import Instance, World, new_world
 
 Call = Callable[[ssl.SSLContext, int], str]
@@ -157,6 +162,68 @@ def test_websockets(shared: World, blocking: bool) -> None:
     assert asyncio.run(call("billing")) == "ping"
     with pytest.raises(PeerRejected, match="expected was"):
         asyncio.run(call("other"))
+
+
+class Plain(grpclib.encoding.base.CodecBase):
+    """Messages as they are, so that no generated code is needed."""
+
+    __content_subtype__ = "plain"
+
+    def encode(self, message: Any, message_type: Any) -> bytes:
+        return message
+
+    def decode(self, data: bytes, message_type: Any) -> Any:
+        return data
+
+
+PAY = "/billing.Invoices/Pay"
+
+
+class Invoices:
+    """A gRPC service: says who is calling."""
+
+    async def pay(self, stream: Any) -> None:
+        peer = verified_peer(stream.peer._transport.get_extra_info("ssl_object"))
+        assert peer is not None
+        caller = peer.certificate.identity.service.encode()
+        await stream.send_message(await stream.recv_message() + b" from " + caller)
+
+    def __mapping__(self) -> dict[str, Any]:
+        unary = grpclib.const.Cardinality.UNARY_UNARY
+        return {PAY: grpclib.const.Handler(self.pay, unary, bytes, bytes)}
+
+
+@contextlib.asynccontextmanager
+async def grpc_server(context: ssl.SSLContext) -> Any:
+    server = grpclib.server.Server([Invoices()], codec=Plain())
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        await server.start(sock=listening, ssl=context)
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            server.close()
+            await server.wait_closed()
+
+
+async def _grpc(context: ssl.SSLContext, port: int) -> Any:
+    async with grpclib.client.Channel("127.0.0.1", port, codec=Plain(), ssl=context) as channel:
+        pay = grpclib.client.UnaryUnaryMethod(channel, PAY, bytes, bytes)
+        return await pay(b"7", timeout=10)
+
+
+def test_grpc(shared: World, other: Instance) -> None:
+    """grpclib, as a client and as a server."""
+
+    async def call() -> Any:
+        contexts = shared.contexts("billing")
+        server_context = MeshContext.for_server(lambda: contexts, alpn=("h2",))
+        async with grpc_server(server_context) as port:
+            return await _grpc(shared.manager.client_context("billing", ["h2"]), port)
+
+    assert asyncio.run(call()) == b"7 from web"
+    with pytest.raises(PeerRejected, match="expected was"):
+        asyncio.run(_grpc(shared.manager.client_context("billing", ["h2"]), other.port))
+    assert other.received == 0
 
 
 def test_one_context_follows_a_rotation(shared: World, billing: Instance) -> None:

@@ -85,6 +85,14 @@ def test_an_impossible_service_is_refused(service: str) -> None:
         UpstreamName(service)
 
 
+@pytest.mark.parametrize("expression", ["", " "])
+def test_an_empty_filter_is_refused(expression: str) -> None:
+    with pytest.raises(ConfigError, match="empty filter"):
+        UpstreamName("billing", filter=expression)
+
+
 def test_a_name_says_all_it_asks_for() -> None:
-    name = UpstreamName("billing", tag="v2", datacenter="dc2", failover=("dc3", "dc4"))
-    assert str(name) == "'billing', tag v2, datacenter dc2, failover dc3, dc4"
+    name = UpstreamName(
+        "billing", tag="v2", filter="a == b", datacenter="dc2", failover=("dc3", "dc4")
+    )
+    assert str(name) == "'billing', tag v2, filter a == b, datacenter dc2, failover dc3, dc4"

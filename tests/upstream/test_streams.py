@@ -9,6 +9,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
+import httpx
 import pytest
 
 from mesh_middleware.config import MeshConfig
@@ -16,12 +17,14 @@ from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.errors import ConfigError, NotReadyError, PeerIdentityError
 from mesh_middleware.tls.certificates import X509SVID
 from mesh_middleware.tls.contexts import MeshContext, TLSContexts
+from mesh_middleware.upstream.catalog import catalog_of
 from mesh_middleware.upstream.connecting import open_mesh_connection
 from mesh_middleware.upstream.names import UpstreamName
 from mesh_middleware.upstream.resolver import StaticResolver
 from mesh_middleware.upstream.streams import MeshServer, connection_peer, start_mesh_server
+from tests.consul_agent import ConsulAgent
 from tests.support import await_for, wait_for
-from tests.upstream.world import World
+from tests.upstream.world import World, new_world
 
 pytestmark = pytest.mark.anyio
 
@@ -149,6 +152,51 @@ async def test_an_agent_that_is_asked_and_does_not_answer_refuses(
         with contextlib.suppress(ConnectionError):
             assert await asyncio.wait_for(reader.read(), 10) == b""
         writer.transport.abort()
+
+
+@pytest.mark.consul
+async def test_a_real_agent_is_asked_for_each_connection(
+    consul: ConsulAgent, caplog: pytest.LogCaptureFixture
+) -> None:
+    echo = Echo()
+    with (
+        new_world("caller", consul) as real,
+        MeshManager(MeshConfig("queue", address=consul.address)) as queue,
+    ):
+        await queue.ready(20)
+        async with await start_mesh_server(echo, queue, "127.0.0.1", authorize="agent") as server:
+            real.register("queue", server.port)
+
+            async def answer() -> bytes:
+                reader, writer = await open_mesh_connection(real.manager, "queue", timeout=20)
+                try:
+                    return await asyncio.wait_for(reader.readline(), 10)
+                except ConnectionError:
+                    return b""
+                finally:
+                    writer.transport.abort()
+
+            assert await answer() == b"hello caller\n"
+            with denied(consul, "caller", "queue"):
+                # the agent asks its server, so that it knows a little later
+                until = time.monotonic() + 20
+                while await answer():
+                    assert time.monotonic() < until
+            assert "the agent decided: Matched" in caplog.text
+        real.remove("queue")
+        await await_for(lambda: not catalog_of(real.manager).wait(UpstreamName("queue"), 5).all)
+
+
+@contextlib.contextmanager
+def denied(consul: ConsulAgent, source: str, destination: str) -> Iterator[None]:
+    """An intention for the length of the block."""
+    url = f"{consul.address}/v1/connect/intentions"
+    row = {"SourceType": "consul", "SourceName": source, "DestinationName": destination}
+    written = httpx.post(url, json={**row, "Action": "deny"}, trust_env=False).json()
+    try:
+        yield
+    finally:
+        assert httpx.delete(f"{url}/{written['ID']}", trust_env=False).is_success
 
 
 async def test_a_removed_root_cuts_open_connections(world: World, redis: MeshManager) -> None:

@@ -9,6 +9,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from types import ModuleType
 from typing import Any
 
@@ -21,12 +22,14 @@ from mesh_middleware.state import StaticState, sources
 from mesh_middleware.testing import mesh_for
 from mesh_middleware.tls.certificates import X509SVID
 from mesh_middleware.tls.contexts import TLSContexts
+from mesh_middleware.upstream.catalog import catalog_of
+from mesh_middleware.upstream.endpoints import Endpoint, Endpoints
 from mesh_middleware.upstream.names import UpstreamName
 from mesh_middleware.upstream.resolver import StaticResolver
 from mesh_middleware.upstream.transport import AsyncMeshTransport, MeshTransport
 from tests.server.mesh import serving
 from tests.support import await_for, wait_for
-from tests.upstream.world import World, new_world
+from tests.upstream.world import Instance, World, new_world
 
 pytestmark = pytest.mark.anyio
 
@@ -238,15 +241,130 @@ def test_an_intention_change_closes_nothing(world: World, calling: Any) -> None:
         assert client.get("http://billing/").json()["connection"] == 1
 
 
-def test_an_instance_that_leaves_loses_its_connections(world: World, calling: Any) -> None:
-    first = world.add("billing", "first")
+def leave(world: World, server: Instance) -> None:
+    world.remove(server.name)
+
+
+def become_another(world: World, server: Instance) -> None:
+    """Another service has the address, and the ID in the catalogue."""
+    world.register("other", server.port, server.name)
+
+
+LEAVING = pytest.mark.parametrize("change", [leave, become_another])
+
+
+@LEAVING
+def test_an_instance_that_leaves_loses_its_connections_at_once(
+    world: World, calling: Any, change: Any
+) -> None:
+    """With no further request; a response that still runs ends on its connection."""
+    server, stays = world.add("billing", "leaves"), world.add("ledger")
     with calling() as client:
-        client.get("http://billing/")
-        world.add("billing", "second")
-        world.remove("first")
-        # noticed by the next request that finds the newer list
-        wait_for(lambda: client.get("http://billing/").is_success and not first.open)
+        client.get("http://ledger/")
+        with client.stream("GET", "http://billing/wait") as running:
+            assert client.get("http://billing/").json()["connection"] == 2
+            change(world, server)
+            wait_for(lambda: len(server.open) == 1, 5, "an idle connection outlived its instance")
+            server.release()
+            assert running.read()
+        wait_for(lambda: not server.open, 5)
+        assert client.get("http://ledger/").json()["connection"] == 1
+        assert stays.connections == 1
+
+
+@LEAVING
+async def test_an_instance_that_leaves_loses_its_connections_at_once_with_asyncio(
+    world: World, library: Any, change: Any
+) -> None:
+    server, stays = world.add("billing", "leaves"), world.add("ledger")
+    transport = AsyncMeshTransport(world.manager, httpx=library)
+    async with library.AsyncClient(transport=transport) as client:
+        await client.get("http://ledger/")
+        async with client.stream("GET", "http://billing/wait") as running:
+            assert (await client.get("http://billing/")).json()["connection"] == 2
+            change(world, server)
+            await await_for(lambda: len(server.open) == 1, 5)
+            server.release()
+            assert await running.aread()
+        await await_for(lambda: not server.open, 5)
+        assert (await client.get("http://ledger/")).json()["connection"] == 1
+        assert stays.connections == 1
+
+
+def test_without_news_of_a_resolver_the_next_request_notices_who_left(world: World) -> None:
+    first, second = world.serve("billing", "first"), world.serve("billing", "second")
+    resolver = Lists(world, [first], [second])
+    with httpx.Client(transport=MeshTransport(world.manager, resolver=resolver)) as client:
+        assert client.get("http://billing/").json()["instance"] == "first"
+        resolver.at = 1
         assert client.get("http://billing/").json()["instance"] == "second"
+        wait_for(lambda: not first.open, 5)
+
+
+class Lists:
+    """A resolver of one list after the other. `at`: which; `later`: which after the next look."""
+
+    def __init__(self, world: World, *servers: list[Instance]) -> None:
+        self._lists = [
+            Endpoints((tuple(Endpoint("127.0.0.1", s.port, "billing") for s in each),))
+            for each in servers
+        ]
+        self.at = 0
+        self.later = 0
+
+    def known(self, name: UpstreamName) -> Endpoints | None:
+        found = self._lists[self.at]
+        self.at = self.later or self.at
+        return found
+
+    def wait(self, name: UpstreamName, timeout: float | None) -> Endpoints:
+        return self._lists[self.at]
+
+
+def test_an_instance_that_leaves_before_it_is_connected_to_keeps_no_connection(
+    world: World,
+) -> None:
+    """Who hears of its leaving then has nothing to close yet."""
+    first, second = world.serve("billing", "first"), world.serve("billing", "second")
+    resolver = Lists(world, [first], [second])
+    resolver.later = 1
+    with httpx.Client(transport=MeshTransport(world.manager, resolver=resolver)) as client:
+        assert client.get("http://billing/").json()["instance"] == "first"
+        wait_for(lambda: not first.open, 5)
+
+
+def test_a_request_that_fails_leaves_no_idle_connection_to_an_instance_that_left(
+    world: World, calling: Any
+) -> None:
+    """While a response is waited for, nobody can say which connection is idle."""
+    server = world.add("billing")
+    with calling() as client:
+        with ThreadPoolExecutor() as threads:
+            hanging = threads.submit(client.get, "http://billing/hang")
+            wait_for(lambda: server.requests == 1)
+            assert client.get("http://billing/").json()["connection"] == 2
+            world.remove("billing")
+            wait_for(lambda: not catalog_of(world.manager).wait(UpstreamName("billing"), 5).all)
+            server.release()
+            with pytest.raises(httpx.RemoteProtocolError):
+                hanging.result(10)
+        wait_for(lambda: not server.open, 5)
+
+
+async def test_a_request_that_fails_with_asyncio_leaves_no_idle_connection_either(
+    world: World,
+) -> None:
+    server = world.add("billing")
+    async with httpx.AsyncClient(transport=AsyncMeshTransport(world.manager)) as client:
+        hanging = asyncio.ensure_future(client.get("http://billing/hang"))
+        await await_for(lambda: server.requests == 1)
+        assert (await client.get("http://billing/")).json()["connection"] == 2
+        world.remove("billing")
+        await await_for(lambda: not catalog_of(world.manager).wait(UpstreamName("billing"), 5).all)
+        server.release()
+        with pytest.raises(httpx.RemoteProtocolError):
+            await hanging
+        await await_for(lambda: not server.open, 5)
 
 
 def test_connect_failures_go_to_another_instance(world: World, calling: Any) -> None:
@@ -432,6 +550,8 @@ def test_static_instances_need_no_catalogue(world: World) -> None:
         assert client.get("http://billing/").json()["caller"] == "web"
         with pytest.raises(httpx.ConnectError, match="fixed instances are given for: billing"):
             client.get("http://other/")
+        with pytest.raises(httpx.ConnectError, match="fixed instances know no tags"):
+            client.get("http://v2.billing.service/")
 
 
 def test_wrong_arguments_are_found_at_once(world: World) -> None:

@@ -8,6 +8,7 @@ import json
 import threading
 from collections.abc import Callable, Coroutine, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import httpx
@@ -53,7 +54,8 @@ class Instance:
     """A server that proves to be `service` and answers in JSON what it saw.
 
     `received`: bytes of HTTP that came in, over all connections. `/wait` begins an answer, and
-    ends it when `finish` is set. `/drop` closes the connection without an answer.
+    ends it when `finish` is set. `/drop` closes the connection without an answer, `/hang` when
+    `finish` is set.
     """
 
     loop: Loop
@@ -65,6 +67,7 @@ class Instance:
     open: set[asyncio.StreamWriter] = field(default_factory=set)
     finish: asyncio.Event = field(default_factory=asyncio.Event)
     port: int = 0
+    host: str = "127.0.0.1"
     server: asyncio.Server | None = None
     current: TLSContexts = field(init=False)
 
@@ -85,7 +88,7 @@ class Instance:
         self.renew()
         context = MeshContext.for_server(lambda: self.current, alpn=("http/1.1",))
         self.server = await asyncio.start_server(
-            self._serve, "127.0.0.1", self.port, ssl=context, ssl_shutdown_timeout=1
+            self._serve, self.host, self.port, ssl=context, ssl_shutdown_timeout=1
         )
         self.port = self.server.sockets[0].getsockname()[1]
 
@@ -110,7 +113,9 @@ class Instance:
                 length = int({k.lower(): v for k, v in headers.items()}.get("content-length", 0))
                 body = await reader.readexactly(length)
                 self.received += length
-                if target == b"/drop":
+                if target == b"/hang":
+                    await self.finish.wait()
+                if target in (b"/drop", b"/hang"):
                     return
                 said = {
                     "instance": self.name,
@@ -137,25 +142,30 @@ class Instance:
             writer.transport.abort()
 
     def release(self) -> None:
-        """Let `/wait` end."""
+        """Let `/wait` and `/hang` end."""
         self.loop.loop.call_soon_threadsafe(self.finish.set)
 
 
 @dataclass
 class World:
-    """An agent, the manager of the caller `web`, and servers."""
+    """An agent, the manager of the caller `web`, and servers. `agent`: may be a real one."""
 
-    agent: DevAgent
+    agent: Any
     manager: MeshManager
     loop: Loop
     instances: list[Instance] = field(default_factory=list)
 
     def contexts(self, service: str, ca: CertificateAuthority | None = None) -> TLSContexts:
+        if ca is None and not isinstance(self.agent, DevAgent):
+            return contexts_from(self.manager, service)
         return contexts_of(ca or self.agent.ca, service)
 
-    def serve(self, service: str, name: str = "", *, port: int = 0) -> Instance:
+    def serve(
+        self, service: str, name: str = "", *, port: int = 0, host: str = "127.0.0.1"
+    ) -> Instance:
         """A server with a leaf of `service`; not registered."""
-        instance = Instance(self.loop, name or service, lambda: self.contexts(service), port=port)
+        contexts = partial(self.contexts, service)
+        instance = Instance(self.loop, name or service, contexts, port=port, host=host)
         self.instances.append(instance.start())
         return instance
 
@@ -215,11 +225,20 @@ def contexts_of(ca: CertificateAuthority, service: str) -> TLSContexts:
     return TLSContexts(X509SVID.from_pem(leaf.cert_pem, leaf.key_pem), bundle, generation=1)
 
 
+def contexts_from(manager: MeshManager, service: str) -> TLSContexts:
+    """What a server of `service` uses that the agent of `manager` gave a leaf."""
+    url = f"{manager.config.address}/v1/agent/connect/ca/leaf/{service}"
+    leaf = httpx.get(url, trust_env=False).json()
+    svid = X509SVID.from_pem(leaf["CertPEM"], leaf["PrivateKeyPEM"])
+    assert manager.state.bundle is not None
+    return TLSContexts(svid, manager.state.bundle, generation=1)
+
+
 @contextlib.contextmanager
-def new_world(service: str = "web") -> Iterator[World]:
-    """A world of its own."""
+def new_world(service: str = "web", agent: Any = None) -> Iterator[World]:
+    """A world of its own; around `agent`, if given, or a development agent."""
     with contextlib.ExitStack() as stack:
-        agent = stack.enter_context(DevAgent(default_action="allow"))
+        agent = agent or stack.enter_context(DevAgent(default_action="allow"))
         manager = stack.enter_context(MeshManager(MeshConfig(service, address=agent.address)))
         loop = Loop()
         stack.callback(loop.close)
