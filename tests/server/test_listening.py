@@ -61,7 +61,7 @@ async def closing_while_they_come() -> list[socket.socket]:
 def unanswered(dialled: list[socket.socket]) -> list[socket.socket]:
     left = []
     for connection in dialled:
-        connection.settimeout(2)
+        connection.settimeout(0.1 if left else 2)
         try:
             connection.recv(1)
         except TimeoutError:
