@@ -12,3 +12,8 @@ def one_line(text: str) -> str:
     if text.isprintable():
         return text
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def gist(text: str) -> str:
+    """The first 200 characters of what somebody said, on one line."""
+    return " ".join(text.split())[:200] or "(no text)"

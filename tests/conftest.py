@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from tests.consul_acl import AclConsul, running_acl_consul
 from tests.consul_agent import ConsulAgent, running_consul
 from tests.support import SKIPPED
 
@@ -14,6 +15,13 @@ from tests.support import SKIPPED
 def consul() -> Iterator[ConsulAgent]:
     """One real agent for the whole run (of one worker); don't restart it, don't rotate its CA."""
     with running_consul() as agent:
+        yield agent
+
+
+@pytest.fixture(scope="session")
+def acl_consul() -> Iterator[AclConsul]:
+    """One real agent with ACLs for the whole run (of one worker); give services own names."""
+    with running_acl_consul() as agent:
         yield agent
 
 

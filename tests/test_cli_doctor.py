@@ -14,6 +14,7 @@ from click.testing import CliRunner, Result
 from mesh_middleware import MeshConfig, MeshManager
 from mesh_middleware.cli import main
 from mesh_middleware.commands.doctor import WATCHED, Level, Seen, examine
+from mesh_middleware.consul.failures import Failure, FailureKind
 from mesh_middleware.devagent import DevAgent
 from mesh_middleware.testing import static_mesh
 from tests.consul.fake_agent import FakeAgent, Reply
@@ -92,12 +93,29 @@ def test_a_token_that_may_not(fake: FakeAgent) -> None:
 def test_what_fails_although_it_is_known_is_a_warning() -> None:
     """The last state stays, so that nothing is missing yet."""
     state = static_mesh("web").state
-    seen = Seen(MeshConfig("web"), state, {"default action": "no leader", "leaf": "refused"})
+    errors = {
+        part: Failure.of(text, FailureKind.OTHER)
+        for part, text in (("default action", "no leader"), ("leaf", "refused"))
+    }
+    seen = Seen(MeshConfig("web"), state, errors)
     found = {(finding.level, finding.subject, finding.text) for finding in examine(seen)}
     assert (Level.WARN, "default action", "no leader") in found
     assert (Level.FAIL, "leaf", "refused") in found
     assert (Level.FAIL, "roots", "no answer from the agent yet") in found
     assert "catalogue" not in {subject for _, subject, _ in found}
+
+
+def test_parts_that_fail_for_one_reason_are_one_line() -> None:
+    """Missing ones apart from those whose last answer stays."""
+    state = static_mesh("web").state
+    refused = Failure.of("refused", FailureKind.ACL, 403)
+    errors = dict.fromkeys(("roots", "leaf", "intentions", "mesh entry"), refused)
+    found = [
+        (finding.level, finding.subject)
+        for finding in examine(Seen(MeshConfig("web"), state, errors))
+        if finding.text == "refused"
+    ]
+    assert found == [(Level.FAIL, "roots, leaf"), (Level.WARN, "intentions, mesh entry")]
 
 
 @pytest.mark.parametrize(

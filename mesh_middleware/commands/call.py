@@ -11,6 +11,7 @@ import click
 
 from mesh_middleware._text import one_line
 from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul.failures import explain
 from mesh_middleware.errors import ConfigError, ConsulError, MeshError
 from mesh_middleware.server.exits import ExitCode
 from mesh_middleware.upstream.oneshot import Call, Reply, call_once
@@ -82,29 +83,25 @@ def call(
     except ConfigError as error:
         raise click.UsageError(str(error)) from error
     except MeshError as error:
-        code = _code(error)
-        click.echo(f"Error: {_advised(error, code, config.address)}", err=True)
-        raise SystemExit(code) from error
+        click.echo(f"Error: {_advised(error, config)}", err=True)
+        raise SystemExit(_code(error)) from error
     _print(reply, include=include, name_server=expect is None and request.upstream is None)
     raise SystemExit(ExitCode.RUNTIME if fail and reply.status >= 400 else ExitCode.OK)
 
 
-_ADVICE = {
-    ExitCode.AGENT_UNREACHABLE: (
-        "no Consul agent answers at {}: start one (mesh-middleware dev-agent, or Consul), or set "
-        "CONSUL_HTTP_ADDR to where the called service's agent is."
-    ),
-    ExitCode.ACL: (
-        "the agent at {} refuses the token: set CONSUL_HTTP_TOKEN to one with the service "
-        "identity of the service named by --as."
-    ),
-}
+_NO_AGENT = (
+    "no Consul agent answers at {}: start one (mesh-middleware dev-agent, or Consul), or set "
+    "CONSUL_HTTP_ADDR to where the called service's agent is."
+)
 
 
-def _advised(error: MeshError, code: ExitCode, agent: str) -> str:
-    """What to do, then what happened."""
-    if code in _ADVICE:
-        return f"{_ADVICE[code].format(agent)}\n{error}"
+def _advised(error: MeshError, config: MeshConfig) -> str:
+    """What happened and what to do."""
+    code, agent = _code(error), config.address
+    if code is ExitCode.AGENT_UNREACHABLE:
+        return f"{_NO_AGENT.format(agent)}\n{error}"
+    if code is ExitCode.ACL:
+        return f"the agent at {agent} refuses: {explain(error, 'leaf', config)}"
     if "CERTIFICATE_VERIFY_FAILED" in str(error):
         return f"{error}\nIs {agent} the agent of the called service, too? See CONSUL_HTTP_ADDR."
     return str(error)

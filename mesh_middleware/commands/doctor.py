@@ -9,7 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import logging
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from datetime import UTC, datetime
@@ -21,7 +21,7 @@ import click
 from mesh_middleware._text import one_line
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.decode_health import Health, Instance, decode_health
-from mesh_middleware.consul.failures import FailureKind, rejected
+from mesh_middleware.consul.failures import Failure, FailureKind, rejected, together
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.errors import ConfigError, MeshError, NotReadyError
 from mesh_middleware.policy.lint import Severity, lint
@@ -73,7 +73,7 @@ class Seen:
 
     config: MeshConfig
     state: MeshState
-    errors: dict[str, str]
+    errors: Mapping[str, Failure]
     unreachable: str = ""
     skew: float | None = None
     instances: Sequence[Instance] | None = None
@@ -96,16 +96,20 @@ def _agent(seen: Seen) -> Iterator[Finding]:
 
 
 def _parts(seen: Seen) -> Iterator[Finding]:
-    """What is missing, and what is there but fails now."""
+    """What is missing, and what is there but fails now; parts with one cause on one line."""
     if seen.unreachable:
         return
     missing = seen.state.missing()
-    for part in PARTS:
-        error = seen.errors.get(part) or seen.errors.get(rejected(part))
-        if part in missing:
-            yield Finding(Level.FAIL, part, error or "no answer from the agent yet")
-        elif error:
-            yield Finding(Level.WARN, part, error)
+    why = {part: seen.errors.get(part) or seen.errors.get(rejected(part)) for part in PARTS}
+    silent = [part for part in missing if why[part] is None]
+    failing = {part: failure for part, failure in why.items() if failure is not None}
+    lost = {part: failure for part, failure in failing.items() if part in missing}
+    kept = {part: failure for part, failure in failing.items() if part not in missing}
+    if silent:
+        yield Finding(Level.FAIL, ", ".join(silent), "no answer from the agent yet")
+    for level, failures in ((Level.FAIL, lost), (Level.WARN, kept)):
+        for names, failure in together(failures):
+            yield Finding(level, names, failure)
 
 
 def _identity(seen: Seen) -> Iterator[Finding]:
@@ -193,7 +197,7 @@ def look(manager: MeshManager, wait_seconds: float, processes: int) -> Seen:
     return Seen(
         manager.config,
         manager.state,
-        {part: str(error) for part, error in errors.items()},
+        errors,
         gone[0] if nothing else "",
         None if nothing else _skew(manager),
         None if nothing else _instances(manager),

@@ -20,6 +20,7 @@ from urllib.parse import quote
 
 import httpx
 
+from mesh_middleware._text import gist
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.answer import Answer, parse_index
 from mesh_middleware.consul.body import ACCEPTED, read_body
@@ -241,7 +242,7 @@ class ConsulClient:
         if not response.is_success:
             text = _without_token(body, request)[:500].decode("utf-8", "replace").strip()
             raise ConsulError(
-                f"{path}: status {response.status_code}: {_line(text)}",
+                f"{path}: status {response.status_code}: {gist(text)}",
                 status=response.status_code,
                 body=text,
             )
@@ -282,7 +283,3 @@ def _without_token(body: bytes, request: httpx.Request) -> bytes:
     """`body` as it may be logged: an error page may repeat the headers of its request."""
     token = request.headers.get("X-Consul-Token")
     return body.replace(token.encode("ascii"), b"(token)") if token else body
-
-
-def _line(text: str) -> str:
-    return " ".join(text.split())[:200] or "(no text)"

@@ -9,7 +9,7 @@ from enum import StrEnum
 from types import MappingProxyType
 from typing import Self
 
-from mesh_middleware._text import one_line
+from mesh_middleware._text import gist, one_line
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.errors import ConsulError
 
@@ -28,32 +28,42 @@ class Failure(str):
     """One line that says what, why and what to do; `status` is that of a `ConsulError`, else 0.
 
     `condition`: what stays the same while only the words differ (a time, a request's number).
+    `subject`: what fails, when that is not just the part that was asked for: ``agent`` for one
+    that cannot be reached, ``token`` for one that the agent does not know.
     """
 
-    __slots__ = ("condition", "kind", "status")
+    __slots__ = ("condition", "kind", "status", "subject")
     kind: FailureKind
     status: int | None
     condition: str
+    subject: str
 
     @classmethod
     def of(
-        cls, text: str, kind: FailureKind, status: int | None = 0, condition: str | None = None
+        cls,
+        text: str,
+        kind: FailureKind,
+        status: int | None = 0,
+        *,
+        condition: str | None = None,
+        subject: str = "",
     ) -> Self:
         """A failure with its text and kind. `condition` None: the text without its numbers."""
         self = cls(text)
-        self.kind, self.status = kind, status
+        self.kind, self.status, self.subject = kind, status, subject
         self.condition = re.sub("[0-9]+", "#", text) if condition is None else condition
         return self
 
 
-_RULES: Mapping[str, str] = {
-    "leaf": 'service "{service}" {{ policy = "write" }}',
-    "intentions": 'service "{service}" {{ policy = "read" }} (and no intentions = "deny")',
-    "default action": 'service "{service}" {{ policy = "write" }} (and no intentions = "deny")',
-    "jwt providers": 'mesh = "read"',
-    "registration": 'service "{service}" {{ policy = "write" }}',
-}
+_NEED_RIGHTS = frozenset(
+    {"leaf", "intentions", "default action", "jwt providers", "registration", "health check"}
+)
+"""What the agent gives to the token of the service only; the rest it gives to everybody."""
 
+_RULE = 'service "{service}" {{ policy = "write" }} (and no intentions = "deny")'
+"""Enough for all of `_NEED_RIGHTS` (Consul, ACL rules: each needs that, or something less)."""
+
+_REFUSED = frozenset({401, 403})
 
 _STAYS = "the last state stays"
 _KEPT: Mapping[str, str] = {
@@ -78,24 +88,44 @@ def explain(error: Exception, part: str, config: MeshConfig) -> Failure:
             "set CONSUL_HTTP_ADDR to where it is",
             FailureKind.UNREACHABLE,
             None,
+            condition="",
+            subject="agent",
         )
-    kind = FailureKind.ACL if error.status in {401, 403} else FailureKind.OTHER
-    advice = _advice(error, part, config)
-    return Failure.of(f"{error}; {advice}", kind, error.status, condition=advice)
+    refused = error.status in _REFUSED
+    kind = FailureKind.ACL if refused else FailureKind.OTHER
+    advice = _refusal(error, part, config) if refused else _advice(error, config)
+    text = f"status {error.status}: {gist(error.body)}; {advice}"
+    subject = "token" if refused and _unknown_token(error) else ""
+    return Failure.of(text, kind, error.status, condition=advice, subject=subject)
 
 
-def _advice(error: ConsulError, part: str, config: MeshConfig) -> str:
-    if error.status in {401, 403}:
-        if "acl not found" in error.body.lower():
+def _unknown_token(error: ConsulError) -> bool:
+    return "acl not found" in error.body.lower()
+
+
+def _refusal(error: ConsulError, part: str, config: MeshConfig) -> str:
+    if _unknown_token(error):
+        if config.token_file:
             return (
-                "the agent does not know the token; set CONSUL_HTTP_TOKEN or "
-                "CONSUL_HTTP_TOKEN_FILE to a valid one"
+                f"the agent does not know the token; put a valid one into {config.token_file} "
+                "(CONSUL_HTTP_TOKEN_FILE), which is read again when it changes"
             )
-        if part not in _RULES:
-            return "the agent gives this to everybody: check the token, and what is in between"
-        rule = _RULES[part].format(service=config.service)
-        sent = "the token needs" if config.token or config.token_file else "no token was sent; use"
-        return f"{sent} a service identity for {config.service!r}, or the rule {rule}"
+        return (
+            "the agent does not know the token; set CONSUL_HTTP_TOKEN or "
+            "CONSUL_HTTP_TOKEN_FILE to a valid one"
+        )
+    if part not in _NEED_RIGHTS:
+        return "the agent gives this to everybody: check the token, and what is in between"
+    rule = _RULE.format(service=config.service)
+    if config.token or config.token_file:
+        return f"the token needs a service identity for {config.service!r}, or the rule {rule}"
+    return (
+        "no token was sent; set CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE to one with a service "
+        f"identity for {config.service!r}, or the rule {rule}"
+    )
+
+
+def _advice(error: ConsulError, config: MeshConfig) -> str:
     if "connect must be enabled" in error.body.lower():
         return "enable the service mesh on the Consul servers: connect { enabled = true }"
     if error.status == 404:
@@ -112,12 +142,24 @@ def rejected(part: str) -> str:
     return f"{part} (rejected)"
 
 
+def together(failures: Mapping[str, Failure]) -> list[tuple[str, Failure]]:
+    """Each cause once: the parts that fail for it, such as ``leaf, intentions``, and one failure.
+
+    What the agent's ACLs refuse has one cause where one change of the token mends it.
+    """
+    causes: dict[str, tuple[list[str], Failure]] = {}
+    for part, failure in failures.items():
+        cause = failure if failure.kind is FailureKind.OTHER else failure.condition
+        causes.setdefault(f"{failure.kind} {cause}", ([], failure))[0].append(part)
+    return [(", ".join(parts), failure) for parts, failure in causes.values()]
+
+
 class Failures:
     """The failures of now, by part; logs each change of condition once.
 
     `current` can be read from any thread: it is replaced, never changed, and only after the change
-    was logged, so that who sees it finds the line. An agent that cannot be
-    reached is one condition, whatever the number of parts that ask it.
+    was logged, so that who sees it finds the line. What has a `subject` is one condition, whatever
+    the number of parts that meet it.
     """
 
     def __init__(self, config: MeshConfig) -> None:
@@ -127,56 +169,43 @@ class Failures:
     def set(self, part: str, error: Exception | Failure) -> None:
         """`part` fails now because of `error`."""
         failure = error if isinstance(error, Failure) else explain(error, part, self._config)
-        before = self.current.get(part)
-        known = _condition(failure) in map(_condition, self._others(part))
-        if failure.kind is FailureKind.UNREACHABLE:
-            known = known or (before is not None and before.kind is FailureKind.UNREACHABLE)
-        else:
-            known = before is not None and _condition(before) == _condition(failure)
-        if not known:
+        if not self._is_known(part, failure):
             self._log(logging.WARNING, "failed", part, failure)
         self._replace({**self.current, part: failure})
+
+    def _is_known(self, part: str, failure: Failure) -> bool:
+        if failure.subject:
+            return any(other.subject == failure.subject for other in self.current.values())
+        before = self.current.get(part)
+        return before is not None and _condition(before) == _condition(failure)
 
     def clear(self, part: str) -> bool:
         """`part` is well; True when it was not before."""
         before = self.current.get(part)
         if before is None:
             return False
-        unreachable = FailureKind.UNREACHABLE
-        if before.kind is not unreachable or not any(
-            other.kind is unreachable for other in self._others(part)
-        ):
+        rest = {key: value for key, value in self.current.items() if key != part}
+        if not before.subject or all(other.subject != before.subject for other in rest.values()):
             self._log(logging.INFO, "recovered", part, before)
-        self._replace({key: value for key, value in self.current.items() if key != part})
+        self._replace(rest)
         return True
 
     def words(self, parts: tuple[str, ...]) -> str:
         """Why each of `parts` is missing, those with one cause together."""
-        causes: dict[str, list[str]] = {}
-        failures = self.current.values()
-        unreachable = [f for f in failures if f.kind is FailureKind.UNREACHABLE]
-        for part in parts:
-            text: str | None = self.current.get(part) or self.current.get(rejected(part))
-            if text is None or text in unreachable:
-                waiting = f"no answer yet from the Consul agent at {self._config.address}"
-                text = unreachable[0] if unreachable else waiting
-            causes.setdefault(str(text), []).append(part)
-        return "; ".join(f"{', '.join(names)}: {text}" for text, names in causes.items())
-
-    def _others(self, part: str) -> list[Failure]:
-        return [failure for key, failure in self.current.items() if key != part]
+        current = self.current
+        away = next((f for f in current.values() if f.kind is FailureKind.UNREACHABLE), None)
+        silent = away or Failure.of(
+            f"no answer yet from the Consul agent at {self._config.address}", FailureKind.OTHER
+        )
+        why = {part: current.get(part) or current.get(rejected(part)) or silent for part in parts}
+        return "; ".join(f"{names}: {failure}" for names, failure in together(why))
 
     def _replace(self, failures: dict[str, Failure]) -> None:
         self.current = MappingProxyType(failures)
 
     def _log(self, level: int, event: str, part: str, failure: Failure) -> None:
-        service, what = self._config.service, part
-        if failure.kind is FailureKind.UNREACHABLE:
-            what = "agent"
-        if event == "failed":
-            text = f"{service}: {what}: {failure}"
-        else:
-            text = f"{service}: {what}: well again"
+        service, what = self._config.service, failure.subject or part
+        text = f"{service}: {what}: {failure if event == 'failed' else 'well again'}"
         logger.log(
             level,
             "%s",
@@ -192,5 +221,4 @@ class Failures:
 
 
 def _condition(failure: Failure) -> tuple[FailureKind, str]:
-    unreachable = failure.kind is FailureKind.UNREACHABLE
-    return failure.kind, "" if unreachable else failure.condition
+    return failure.kind, failure.condition

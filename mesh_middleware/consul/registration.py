@@ -89,6 +89,7 @@ class Registrar:
     """Keeps one registration. All methods belong to the loop of `client`.
 
     From another thread: ``manager.run_coroutine(registrar.register()).result(timeout)``.
+    `explain`: the words in which a failure of the agent is logged.
     """
 
     def __init__(
@@ -97,10 +98,12 @@ class Registrar:
         registration: ServiceRegistration,
         *,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        explain: Callable[[Exception], str] = str,
     ) -> None:
         self.registration = registration
         self._client = client
         self._sleep = sleep
+        self._explain = explain
         self._condition: str | None = None
 
     def __repr__(self) -> str:
@@ -136,7 +139,7 @@ class Registrar:
             try:
                 await self.update(healthy)
             except (ConsulError, DecodeError) as error:
-                self._say(f"the health check cannot be updated: {error}")
+                self._say(f"the health check cannot be updated: {self._explain(error)}")
             else:
                 self._say(None)
             await self._sleep(PASS_SECONDS)

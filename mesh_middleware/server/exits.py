@@ -23,7 +23,7 @@ class ExitCode(IntEnum):
     AGENT_UNREACHABLE = 4
     """No answer from the Consul agent within ``--wait``."""
     ACL = 5
-    """The agent refused the token."""
+    """The agent's ACLs refused the token, or that none was sent."""
     PORT_TAKEN = 6
     """Another process listens on the port."""
     APP_IMPORT = 7

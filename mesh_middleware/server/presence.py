@@ -91,7 +91,12 @@ class Presence:
 
     def __enter__(self) -> Self:
         self._client = ConsulClient(self._config)
-        self._registrar = Registrar(self._client, self._registration, sleep=self._pause)
+        self._registrar = Registrar(
+            self._client,
+            self._registration,
+            sleep=self._pause,
+            explain=lambda error: explain(error, "health check", self._config),
+        )
         self._thread.start()
         self._ready.wait()
         return self

@@ -21,7 +21,12 @@ ROWS = [
     (ConsulError("x", status=403, body="Permission denied"), "leaf", WITH_TOKEN, "acl",
      "the token needs a service identity for 'web', or the rule service"),
     (ConsulError("x", status=403), "intentions", CONFIG, "acl",
-     "no token was sent; use a service identity for 'web', or the rule service"),
+     "no token was sent; set CONSUL_HTTP_TOKEN or CONSUL_HTTP_TOKEN_FILE to one with a service "
+     "identity for 'web', or the rule service"),
+    (ConsulError("x", status=403, body="rpc error: ACL not found"), "leaf",
+     MeshConfig("web", token_file="/run/token"), "acl", "put a valid one into /run/token"),
+    (ConsulError("x", status=403, body="no\n entry"), "leaf", CONFIG, "acl",
+     "status 403: no entry;"),
     (ConsulError("x", status=401), "roots", CONFIG, "acl", "gives this to everybody"),
     (ConsulError("x", status=500, body="Connect must be enabled in order to use this endpoint"),
      "leaf", CONFIG, "other", "connect { enabled = true }"),
@@ -78,6 +83,36 @@ def test_an_agent_that_is_away_is_one_condition(caplog: pytest.LogCaptureFixture
     assert [record.levelname for record in caplog.records] == ["WARNING", "INFO"]
 
 
+def test_a_token_that_is_not_known_is_one_condition(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO, "mesh_middleware.consul")
+    failures, parts = Failures(WITH_TOKEN), ("leaf", "intentions", "default action")
+    for part in parts * 2:
+        failures.set(part, ConsulError("x", status=403, body="ACL not found"))
+    failures.set("roots", ConsulError("refused"))
+    failures.clear("roots")
+    for part in parts:
+        failures.clear(part)
+    said = [(record.levelname, vars(record)["mesh_part"]) for record in caplog.records]
+    assert said == [
+        ("WARNING", "token"), ("WARNING", "agent"), ("INFO", "agent"), ("INFO", "token"),
+    ]  # fmt: skip
+
+
+def test_parts_with_conditions_of_their_own_recover_one_by_one(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    caplog.set_level(logging.INFO, "mesh_middleware.consul")
+    failures = Failures(CONFIG)
+    for part in ("leaf", "intentions"):
+        failures.set(part, ConsulError("x", status=403, body="Permission denied"))
+    for part in ("leaf", "intentions"):
+        failures.clear(part)
+    said = [(record.levelname, vars(record)["mesh_part"]) for record in caplog.records]
+    assert said == [
+        ("WARNING", "leaf"), ("WARNING", "intentions"), ("INFO", "leaf"), ("INFO", "intentions"),
+    ]  # fmt: skip
+
+
 def test_parts_with_one_cause_are_named_together() -> None:
     failures = Failures(CONFIG)
     failures.set("roots", ConsulError("a"))
@@ -86,7 +121,30 @@ def test_parts_with_one_cause_are_named_together() -> None:
     words = failures.words(("roots", "leaf", "intentions", "default action"))
     assert words.startswith("roots, leaf, default action: no answer from the Consul agent")
     assert words.count("start the agent") == 1
-    assert "; intentions: c; the agent does not know the token" in words
+    assert "; intentions: status 403: ACL not found; the agent does not know the token" in words
+
+
+def test_parts_that_one_token_would_mend_are_named_together() -> None:
+    """Newer agents say to each part which right it lacks; one service identity has them all."""
+    failures = Failures(CONFIG)
+    for part, right in (("leaf", "service:write"), ("intentions", "intentions:read")):
+        body = f"Permission denied: anonymous token lacks permission '{right}' on \"web\""
+        failures.set(part, ConsulError("x", status=403, body=body))
+    words = failures.words(("leaf", "intentions"))
+    assert words.startswith(
+        "leaf, intentions: status 403: Permission denied: anonymous token lacks"
+    )
+    assert words.count("no token was sent") == 1
+
+
+def test_one_cause_in_one_set_of_words_is_named_once() -> None:
+    failures = Failures(CONFIG)
+    for part in ("roots", "leaf"):
+        failures.set(part, ConsulError(f"/v1/{part}: x", status=500, body="No cluster leader"))
+    failures.set("intentions", ConsulError("x", status=500, body="rpc error"))
+    words = failures.words(("roots", "leaf", "intentions"))
+    assert words.startswith("roots, leaf: status 500: No cluster leader; check")
+    assert "; intentions: status 500: rpc error; check" in words
 
 
 def test_a_rejected_part_says_why_it_is_missing() -> None:

@@ -29,8 +29,8 @@ def agent() -> Iterator[FakeAgent]:
     ("one", "other"),
     [
         (
-            ConsulError("status 500: request 81f3", status=500, body="81f3"),
-            ConsulError("status 502: upstream is away", status=502, body="upstream"),
+            ConsulError("status 500: request 81f3", status=500, body="request 81f3"),
+            ConsulError("status 502: upstream is away", status=502, body="upstream is away"),
         ),
         (DecodeError("starts with '<html nonce=1'"), DecodeError("starts with '<html nonce=2'")),
         (

@@ -139,12 +139,14 @@ def test_a_launched_service_logs_no_secret(issued: list[Leaf]) -> None:
                      "MESH_WAIT_SECONDS": "0.2"}  # fmt: skip
         with run as server:
             server.serves()
-            for number, behaviour in enumerate(MISHAPS.values(), 1):
+            for name, behaviour in MISHAPS.items():
+                what = "web: token: " if name == "refused" else "web: leaf: "
+                said = server.log.count(what)
                 proxy.set(behaviour)
-                server.says("web: leaf: ", times=2 * number - 1)
+                server.says(what, times=said + 1)
                 agent.rotate_ca()
                 proxy.set(well)
-                server.says("web: leaf: well again", times=number)
+                server.says(f"{what}well again", times=said // 2 + 1)
             assert server.stop() == 0
             search(server.log, secret_parts(issued), "the log")
             search(" ".join(server.command), [TOKEN], "the command line")
