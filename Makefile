@@ -5,10 +5,11 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
+FLOOR := .cache/floor
 # Test files are shared out to this many processes; ARGS='-k name' or a path runs a part.
 JOBS ?= 2
 
-.PHONY: demo test lint types coverage conformance docs bench fuzz soak clean help
+.PHONY: demo test lint types coverage conformance docs bench fuzz soak floor clean help
 
 help:  ## list the commands
 	@sed -n 's/^\([a-z]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -56,6 +57,20 @@ fuzz: $(STAMP)  ## property tests and fuzzing at length (about 10 minutes)
 soak: $(STAMP)  ## 1,000 rotations under load, 50,000 connections, each fault for a minute
 	MESH_SOAK=1 $(BIN)/pytest tests/soak -q -s -p no:cacheprovider --timeout 7200
 	$(BIN)/python -m tests.faults 60
+
+# What is deprecated in newer versions of others is what the oldest ones use; and they cannot do
+# what is deselected.
+floor: $(STAMP)  ## the oldest versions that pyproject.toml allows: install them and try (about 4 minutes)
+	@mkdir -p $(FLOOR)
+	@$(BIN)/python -m tests.floor > $(FLOOR)/constraints.txt
+	@test -x $(FLOOR)/bin/python || $(PYTHON) -m venv $(FLOOR)
+	@$(FLOOR)/bin/python -m pip install --quiet --disable-pip-version-check --editable '.[test]' \
+		--constraint $(FLOOR)/constraints.txt
+	$(FLOOR)/bin/pytest -n $(JOBS) --dist loadfile -p no:cacheprovider \
+		-W ignore::DeprecationWarning -k 'not zttp and not http2' \
+		$(or $(ARGS),tests/middleware tests/observe tests/server tests/tls tests/upstream \
+		tests/servers/test_gunicorn.py tests/servers/test_hypercorn.py \
+		tests/test_fastapi.py tests/test_flask.py tests/e2e/test_commands.py)
 
 clean:  ## remove what these commands made
 	rm -rf $(VENV) .cache .coverage .coverage.* .pytest_cache .mypy_cache .ruff_cache

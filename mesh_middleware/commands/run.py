@@ -27,7 +27,7 @@ Exit codes:
   3  the app's startup failed   7  the app could not be imported"""
 
 
-class Wait(click.ParamType[float | None]):
+class Wait(click.ParamType):  # type: ignore[type-arg]  # generic only since click 8.4
     """Seconds, or ``forever`` (None)."""
 
     name = "SECONDS|forever"
@@ -47,7 +47,7 @@ class Wait(click.ParamType[float | None]):
         return seconds
 
 
-class KeyValue(click.ParamType[tuple[str, str]]):
+class KeyValue(click.ParamType):  # type: ignore[type-arg]  # as above
     """``KEY=VALUE``."""
 
     name = "KEY=VALUE"

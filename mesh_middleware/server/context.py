@@ -35,5 +35,6 @@ class ServerContext:
                 )
             return contexts
 
-        alpn = getattr(config.http_protocol_class, "alpn_protocols", ())
-        return MeshContext.for_server(current, alpn=alpn)
+        # uvicorn before 0.53 looks for the class only after the context
+        protocol = getattr(config, "http_protocol_class", config.http)
+        return MeshContext.for_server(current, alpn=getattr(protocol, "alpn_protocols", ()))

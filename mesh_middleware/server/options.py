@@ -44,6 +44,9 @@ REFUSED: Mapping[str, str] = MappingProxyType(
 )
 """Options of uvicorn that the launcher does not take, by parameter name: why, and what to do."""
 
+SINCE: Mapping[str, str] = MappingProxyType({"http2": "0.53"})
+"""Options that not every uvicorn which we take has, by parameter name: the first one that does."""
+
 _NOT_PASSED = frozenset({"app", "version"})
 _NOT_CONFIG = frozenset({"app_dir"})  # of uvicorn.run(), not of uvicorn.Config
 
@@ -57,21 +60,26 @@ def uvicorn_params() -> list[click.Parameter]:
         if name in _NOT_PASSED:
             continue
         if name in REFUSED:
-            params.append(_refusing(original))
+            params.append(_refusing(original, REFUSED[name]))
             continue
         param = copy.copy(original)
         param.envvar = param.envvar or f"UVICORN_{name.upper()}"  # as under uvicorn's own command
         params.append(param)
-    return params
+    missing = SINCE.keys() - {param.name for param in uvicorn.main.params}
+    flags = [(name, click.Option([f"--{name}"], is_flag=True)) for name in missing]
+    return params + [_refusing(flag, _too_old(name)) for name, flag in flags]
 
 
-def _refusing(original: click.Parameter) -> click.Option:
-    """An option that is parsed like `original` and then refused with its reason."""
+def _too_old(name: str) -> str:
+    return f"needs uvicorn {SINCE[name]} or newer, and this is {uvicorn.__version__}"
+
+
+def _refusing(original: click.Parameter, reason: str) -> click.Option:
+    """An option that is parsed like `original` and then refused with `reason`."""
 
     def refuse(context: click.Context, param: click.Parameter, value: object) -> None:
         if value:
-            spelled = param.opts[0]
-            raise click.UsageError(f"{spelled}: {REFUSED[param.name or '']}.", context)
+            raise click.UsageError(f"{param.opts[0]}: {reason}.", context)
 
     # a flag takes no value; everything else swallows one, so that the message is about the
     # option and not about a stray argument
@@ -99,18 +107,17 @@ def config_options(options: Mapping[str, Any]) -> dict[str, Any]:
     for name in options:
         if name in REFUSED:
             raise ConfigError(f"{name}: {REFUSED[name]}")
+        if name in SINCE and name not in known:
+            raise ConfigError(f"{name}: {_too_old(name)}")
         if name not in known:
             raise ConfigError(f"uvicorn {uvicorn.__version__} has no option {name!r}")
     config = {name: value for name, value in options.items() if name not in _NOT_CONFIG}
     http, http2 = config.pop("http", "auto"), bool(config.pop("http2", False))
     if not isinstance(http, str):
         raise ConfigError("http: give a name (auto, h11, httptools, zttp), not a class")
-    return {
-        **config,
-        "http": protocol_class(http, http2=http2),
-        "http2": False,  # `MeshHTTP2` does it
-        "proxy_headers": False,
-    }
+    if "http2" in known:
+        config["http2"] = False  # `MeshHTTP2` does it
+    return {**config, "http": protocol_class(http, http2=http2), "proxy_headers": False}
 
 
 def from_command_line(parsed: dict[str, Any]) -> dict[str, Any]:

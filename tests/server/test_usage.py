@@ -10,7 +10,7 @@ from click.testing import CliRunner
 from mesh_middleware.cli import COMMANDS, main
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.server.launcher import serve
-from mesh_middleware.server.options import REFUSED, config_options, uvicorn_params
+from mesh_middleware.server.options import REFUSED, SINCE, config_options, uvicorn_params
 from mesh_middleware.server.protocols import MeshHTTP2
 from tests.server.apps import hello
 
@@ -75,13 +75,32 @@ def test_an_unknown_command_is_named() -> None:
     assert "No such command 'runn'" in said("runn")
 
 
+def test_an_option_that_only_newer_versions_of_uvicorn_have(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Such as ``--http2``: the error says which version has it, in both ways to give it."""
+    monkeypatch.setattr(uvicorn, "__version__", "0.50.0")
+    older = [param for param in uvicorn.main.params if param.name != "http2"]
+    monkeypatch.setattr(uvicorn.main, "params", older)
+    command = click.Command("run", params=uvicorn_params())
+    done = CliRunner().invoke(command, ["--http2"])
+    assert done.exit_code == 2
+    assert "--http2: needs uvicorn 0.53 or newer, and this is 0.50.0" in done.output
+    assert "--http2" not in CliRunner().invoke(command, ["--help"]).output
+
+    monkeypatch.setattr(uvicorn, "Config", lambda app, *, http: None)
+    with pytest.raises(ConfigError, match=r"http2: needs uvicorn 0\.53 or newer"):
+        config_options({"http2": True})
+    assert "http2" not in config_options({"http": "h11"})
+
+
 def test_every_option_of_uvicorn_is_passed_on_or_refused() -> None:
     """A new option of uvicorn is there by itself; one that we refuse still exists there."""
     theirs = {param.name for param in uvicorn.main.params} - {"app", "version"}
     params = uvicorn_params()
-    assert {param.name for param in params} == theirs
+    assert {param.name for param in params} == theirs | SINCE.keys()
     refused = {param.name for param in params if not param.expose_value}
-    assert refused == set(REFUSED) & theirs
+    assert refused == (REFUSED.keys() & theirs) | (SINCE.keys() - theirs)
     assert all(
         isinstance(param, click.Option) and param.hidden
         for param in params
@@ -96,7 +115,11 @@ def test_options_of_uvicorn_keep_their_variables() -> None:
 
 def test_proxy_headers_are_never_believed() -> None:
     assert config_options({})["proxy_headers"] is False
-    assert config_options({"http": "zttp", "http2": True})["http"] is MeshHTTP2
+
+
+def test_http2_is_done_by_our_class_of_it() -> None:
+    config = config_options({"http": "zttp", "http2": True})
+    assert (config["http"], config["http2"]) == (MeshHTTP2, False)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import uvicorn
@@ -29,6 +30,7 @@ from mesh_middleware.server.readiness import ready_line, wait_until_ready
 from mesh_middleware.server.signals import Signals
 from mesh_middleware.server.worker import Settings, Worker, load_app
 from mesh_middleware.state import PARTS
+from mesh_middleware.tls.contexts import MeshContext
 from tests.e2e.launch import Caller
 from tests.server.apps import hello
 from tests.server.mesh import request, running, serving
@@ -108,6 +110,13 @@ def test_uvicorn_alone_can_use_the_hooks(agent: DevAgent, monkeypatch: pytest.Mo
                 return request(sock)
 
         assert wait_for(reply) == (200, b"hello")
+
+
+def test_a_uvicorn_that_asks_for_the_context_first_gets_one(agent: DevAgent) -> None:
+    """Before 0.53 the class of the protocol is not there yet."""
+    with MeshManager(MeshConfig("first", address=agent.address)):
+        context = ServerContext("first")(SimpleNamespace(http=protocol_class()), lambda: None)
+    assert isinstance(context, MeshContext)
 
 
 def test_a_wait_of_0_takes_the_state_as_it_is(agent: DevAgent) -> None:
