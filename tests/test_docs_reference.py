@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import re
 from pathlib import Path
 
@@ -10,9 +11,12 @@ import mesh_middleware
 from mesh_middleware import cli, errors
 from mesh_middleware.config import VARIABLES
 from mesh_middleware.server.exits import ExitCode
+from tests.docs_runner import blocks
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
+
+LOGGERS = {"mesh_middleware.decisions"}
 
 
 def cells(page: str, column: int) -> list[str]:
@@ -48,9 +52,54 @@ def test_every_error_is_documented() -> None:
     assert codes(cells("reference/errors.md", 0)) == classes - {"MeshError"}
 
 
+def public() -> set[str]:
+    """``module.name`` of everything on the page of public names."""
+    page, modules = (DOCS / "reference/api.md").read_text().split("## From its modules")
+    rows = (line.strip("| ").split(" | ") for line in page.splitlines() if line.startswith("| `"))
+    found = {f"mesh_middleware.{name}" for row in rows for name in codes(row[:1])}
+    for line in modules.splitlines():
+        if line.startswith("| `"):
+            module, names, _ = line.strip("| ").split(" | ")
+            found |= {f"{module.strip('`')}.{name}" for name in codes([names])}
+    return found
+
+
 def test_every_public_name_is_documented() -> None:
-    documented = codes(cells("reference/api.md", 0))
-    assert set(mesh_middleware.__all__) <= documented
+    ours = {name for name in public() if name.count(".") == 1}
+    assert ours == {f"mesh_middleware.{name}" for name in mesh_middleware.__all__}
+
+
+def test_every_documented_name_is_there() -> None:
+    for path in public():
+        module, _, name = path.rpartition(".")
+        assert getattr(importlib.import_module(module), name).__doc__, path
+
+
+def test_whatever_an_example_imports_is_public() -> None:
+    known = public()
+    for page in [ROOT / "README.md", *DOCS.rglob("*.md")]:
+        for block in blocks(page.read_text()):
+            if block.language == "python":
+                assert imported(block.body) <= known, f"{page.name}:{block.line}"
+
+
+def imported(code: str) -> set[str]:
+    """``module.name`` for each name that `code` imports from us."""
+    return {
+        f"{node.module}.{alias.name}"
+        for node in ast.walk(ast.parse(code))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("mesh_middleware")
+        for alias in node.names
+    }
+
+
+def test_whatever_a_page_names_with_its_module_is_public() -> None:
+    """In prose and in settings of others, such as gunicorn's `worker_class`."""
+    known = public()
+    modules = {path.rpartition(".")[0] for path in known}
+    for page in [ROOT / "README.md", ROOT / "CHANGELOG.md", *DOCS.rglob("*.md")]:
+        for path in re.findall(r"\bmesh_middleware(?:\.[a-z_]+)*\.[A-Za-z]\w*", page.read_text()):
+            assert path in known | modules | LOGGERS, f"{page.name}: {path}"
 
 
 def test_the_tests_of_the_security_model_exist() -> None:
