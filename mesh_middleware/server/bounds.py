@@ -13,15 +13,14 @@ from typing import Any
 
 from uvicorn.importer import import_from_string
 
+from mesh_middleware.server.linger import LINGER_SECONDS
+
 HEAD_BYTES = 65536
 """As h11's; ``--h11-max-incomplete-event-size`` sets it for both. What one read of the socket
 brings may come on top."""
 
 HEAD_SECONDS = 30.0
 """From the end of the handshake, or the first byte of a later request, to the end of its head."""
-
-LINGER_SECONDS = 1.0
-"""How long a peer may take to read why its connection was closed."""
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"

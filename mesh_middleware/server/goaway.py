@@ -4,7 +4,7 @@ Open WebSockets: uvicorn (0.54) ends them with 1012, which clients read as "rest
 here". 1001 (going away, RFC 6455 7.4.1) is what a service that leaves the mesh means.
 
 Connections of HTTP/1.1 that wait for their next request: uvicorn closes them, and a request that
-is on its way at that moment is lost. So they stay open for a while (see `MeshServer`), and the
+is on its way at that moment is lost. So they stay open for a while (see `UvicornServer`), and the
 response to the next request says ``connection: close`` (RFC 9112 9.6). Over HTTP/2 uvicorn leaves
 that header out.
 

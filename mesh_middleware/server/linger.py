@@ -18,7 +18,8 @@ from collections.abc import AsyncIterator, Collection
 from typing import Any
 
 LINGER_SECONDS = 1.0
-"""How long the other side has for its goodbye, once it has everything else: many round trips."""
+"""How long the other side has after our close: for its goodbye, once it has everything else, and
+for reading why, where that is a line. Many round trips."""
 
 _LOOK_SECONDS = 0.1
 

@@ -168,7 +168,7 @@ def _threaded(app: Any, threads: int) -> ASGIApp:
     return ThreadedWSGI(app, threads)
 
 
-class MeshServer(uvicorn.Server):
+class UvicornServer(uvicorn.Server):
     """uvicorn's server, whose signals are somebody else's and whose clients are told of the end.
 
     `patient`: connections may end without haste, see `drain`.
@@ -240,7 +240,7 @@ class Worker:
         self._goaway = GoAway(_no_app)
         # who changed a file wants to see it now
         patient = not settings.options.get("reload")
-        self._server = MeshServer(self._config, self._goaway, self._beat, patient=patient)
+        self._server = UvicornServer(self._config, self._goaway, self._beat, patient=patient)
 
     def stop(self) -> None:
         """Finish what is open and return from `run`."""

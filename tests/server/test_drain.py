@@ -16,7 +16,7 @@ from mesh_middleware.server import linger, protocols
 from mesh_middleware.server.goaway import GoAway
 from mesh_middleware.server.heartbeat import Phase
 from mesh_middleware.server.protocols import protocol_class, shaking_hands
-from mesh_middleware.server.worker import MeshServer
+from mesh_middleware.server.worker import UvicornServer
 from tests.server.apps import hello
 from tests.server.mesh import Mesh, request, running
 from tests.support import wait_for
@@ -65,7 +65,7 @@ class Stopping:
             timeout_keep_alive=keep_alive,
             timeout_graceful_shutdown=LONG,
         )
-        self.server = MeshServer(config, goaway, self.beats.append, patient=patient)
+        self.server = UvicornServer(config, goaway, self.beats.append, patient=patient)
         self.port = 0
 
     def stop(self) -> None:

@@ -12,7 +12,7 @@ from websockets.sync.client import connect as websocket_connect
 
 from mesh_middleware.server.goaway import GoAway
 from mesh_middleware.server.heartbeat import Phase
-from mesh_middleware.server.worker import MeshServer
+from mesh_middleware.server.worker import UvicornServer
 from tests.server.mesh import running
 from tests.support import wait_for
 
@@ -54,7 +54,7 @@ def test_a_stop_closes_websockets_with_1001(ws: Any, caplog: pytest.LogCaptureFi
         timeout_graceful_shutdown=5,
     )
     beats: list[Phase] = []
-    server = MeshServer(config, goaway, beats.append)
+    server = UvicornServer(config, goaway, beats.append)
     with running(server) as port:
         with websocket_connect(f"ws://127.0.0.1:{port}/", proxy=None) as websocket:
             wait_for(lambda: app.connected)
