@@ -13,10 +13,11 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, Literal
 from urllib.parse import quote, unquote, urlsplit
 
 from mesh_middleware.errors import ConfigError, SpiffeIDError
+from mesh_middleware.policy.enforcement import EnforcementMode
 from mesh_middleware.policy.intentions import WILDCARD, Action
 from mesh_middleware.policy.spiffe import TrustDomain
 
@@ -42,6 +43,9 @@ class MeshConfig:
     loopback. `allow_plaintext_jwks`: fetch the keys of ``jwt-provider`` entries over plain HTTP
     from elsewhere too; who is on the way can then sign tokens. `peers_file`: JSON or YAML that
     names the clusters peered with ours, whose services may call through our mesh gateways.
+    `enforcement`: ``"audit"`` logs and counts what the intentions refuse and passes it on, wherever
+    a middleware does not say otherwise; there is no variable of the environment for it, because who
+    turns enforcement off must have written it down.
 
     ConfigError names the setting that is wrong and a right value.
     """
@@ -64,6 +68,7 @@ class MeshConfig:
     peers_file: str | None = None
     allow_plaintext_agent: bool = False
     allow_plaintext_jwks: bool = False
+    enforcement: Literal["enforce", "audit"] = "enforce"
 
     def __post_init__(self) -> None:
         _check_service(self.service)
@@ -74,6 +79,7 @@ class MeshConfig:
             object.__setattr__(
                 self, "default_action", _action("default_action")(self.default_action)
             )
+        object.__setattr__(self, "enforcement", _enforcement(self.enforcement))
         if self.trust_domain is not None:
             _trust_domain(self.trust_domain)
         if not 0.05 <= self.wait_seconds <= 600:
@@ -230,6 +236,13 @@ def _action(name: str) -> Callable[[str], Action]:
             raise ConfigError(f"{name}: {text!r} is not an action; write allow or deny") from None
 
     return read
+
+
+def _enforcement(text: str) -> EnforcementMode:
+    try:
+        return EnforcementMode(text)
+    except ValueError:
+        raise ConfigError(f"enforcement: {text!r} is not a mode; write enforce or audit") from None
 
 
 def _flag(name: str) -> Callable[[str], bool]:

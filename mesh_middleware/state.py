@@ -17,6 +17,7 @@ from typing import Protocol
 
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.policy.decision import Reason
+from mesh_middleware.policy.enforcement import EnforcementMode
 from mesh_middleware.policy.engine import Policy
 from mesh_middleware.tls.certificates import X509SVID, TrustBundle
 from mesh_middleware.tls.contexts import TLSContexts
@@ -44,6 +45,7 @@ class MeshState:
     no request may be decided although a policy may be there (an answer could not be decoded, say);
     everything is refused with it. `updated`: unix seconds of the last good answer for each of
     `PARTS` but the last; a part whose newest answer could not be decoded is not among them.
+    `enforcement`: what to do with what the policy refuses, where nothing else says it.
     """
 
     service: str
@@ -55,6 +57,7 @@ class MeshState:
     tokens: TokenVerifier | None = None
     fault: Reason | None = None
     updated: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    enforcement: EnforcementMode = EnforcementMode.ENFORCE
 
     def missing(self, *, now: float | None = None) -> tuple[str, ...]:
         """The parts of `PARTS` that keep this state from being ready; empty when it is ready."""

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from mesh_middleware.config import MeshConfig, host_of, is_loopback
+from mesh_middleware.config import VARIABLES, MeshConfig, host_of, is_loopback
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.policy.intentions import Action
 
@@ -141,6 +141,18 @@ def test_service_names(service: str) -> None:
 def test_it_is_frozen() -> None:
     with pytest.raises(dataclasses.FrozenInstanceError):
         MeshConfig("web").service = "x"  # type: ignore[misc]
+
+
+def test_nothing_in_the_environment_turns_enforcement_off() -> None:
+    names = ("MESH_ENFORCEMENT", "MESH_AUDIT", "CONSUL_ENFORCEMENT", "ENFORCEMENT")
+    assert MeshConfig.from_env("web", dict.fromkeys(names, "audit")).enforcement == "enforce"
+    assert "enforcement" not in {name for name, _ in VARIABLES.values()}
+    assert MeshConfig.from_env("web", {}, enforcement="audit").enforcement == "audit"
+
+
+def test_a_mode_of_enforcement_is_checked() -> None:
+    with pytest.raises(ConfigError, match="enforcement: 'off' is not a mode; write enforce or"):
+        MeshConfig("web", enforcement="off")  # type: ignore[arg-type]
 
 
 def test_default_action_may_be_text() -> None:

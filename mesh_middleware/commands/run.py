@@ -13,7 +13,7 @@ import click
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.devagent import DevAgent
 from mesh_middleware.errors import ConfigError
-from mesh_middleware.middleware.audit import EnforcementMode
+from mesh_middleware.policy.enforcement import EnforcementMode
 from mesh_middleware.server.exits import ExitCode
 from mesh_middleware.server.launcher import GRACE_SECONDS, serve
 from mesh_middleware.server.options import from_command_line, uvicorn_params

@@ -21,6 +21,7 @@ from mesh_middleware.consul.failures import Failure, FailureKind, Failures
 from mesh_middleware.consul.learner import Learner
 from mesh_middleware.consul.peers import peers_of
 from mesh_middleware.errors import NotReadyError
+from mesh_middleware.policy.enforcement import EnforcementMode
 from mesh_middleware.policy.peering import PeerBundle
 from mesh_middleware.policy.spiffe import ServiceIdentity
 from mesh_middleware.state import MeshState, sources
@@ -68,12 +69,16 @@ class MeshManager:
         self._lifecycle = threading.RLock()
         self._changed = threading.Condition()
         self._failures = Failures(self.config)
-        self._state = MeshState(service=self.config.service, generation=self._generation)
+        self._state = self._unknown(self._generation)
         self._thread: threading.Thread | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._task: asyncio.Task[None] | None = None
         self._client: ConsulClient | None = None
         self._closing = True
+
+    def _unknown(self, generation: int) -> MeshState:
+        mode = EnforcementMode(self.config.enforcement)
+        return MeshState(self.config.service, generation, enforcement=mode)
 
     def __repr__(self) -> str:
         missing = ", ".join(self.state.missing(now=self._clock()))
@@ -123,7 +128,7 @@ class MeshManager:
             if thread is not threading.current_thread():
                 thread.join(_CLOSE_SECONDS)
             self._thread = None
-            self._set(MeshState(service=self.config.service, generation=self._generation + 1))
+            self._set(self._unknown(self._generation + 1))
 
     def _cancel(self) -> None:
         if self._task is not None:

@@ -54,9 +54,10 @@ class MeshMiddleware:
     certificate; exactly these, without a query. Prefer the launcher's operations listener.
 
     `enforcement`: ``"audit"`` logs and counts what the rules refuse and passes it on; a caller
-    must still be proven. `audit`: `AuditRule` values, for single routes or sources.
-    `debug_headers`: say the reason in a response header (``x-mesh-audit``) of such a request. Of
-    two middlewares around one another the outer one decides.
+    must still be proven. None is what the manager's `MeshConfig` says. `audit`: `AuditRule` values,
+    for single routes or sources. `debug_headers`: say the reason in a response header
+    (``x-mesh-audit``) of such a request. Of two middlewares around one another the outer one
+    decides.
 
     `drain_seconds`: what is open when intentions, roots or the caller's certificate end it is cut
     at once (`middleware.live`); more than 0 lets HTTP requests finish for so long.
@@ -75,7 +76,7 @@ class MeshMiddleware:
         service: str | None = None,
         mesh: StateSource | None = None,
         exempt_paths: Iterable[str] = (),
-        enforcement: str = "enforce",
+        enforcement: str | None = None,
         audit: Iterable[AuditRule] = (),
         debug_headers: bool = False,
         drain_seconds: float = 0.0,
@@ -161,19 +162,20 @@ class MeshMiddleware:
         return await run_in_threadpool(runtime.manager_for, self._service)
 
     async def _undecided(self, scope: Scope, receive: Receive, send: Send) -> None:
-        self._enforcer.say_audit()
         if (kind := scope["type"]) != "lifespan":
             raise MeshError(
                 f"{Reason.UNKNOWN_SCOPE}: there are no rules for scopes of type {kind!r}"
             )
-        if self._mesh is None and sources.get(self._service) is None:
+        source = self._source()
+        if source is None:
             try:
-                await self._start()
+                source = await self._start()
             except MeshError as error:
                 # A bare exception would mean "no lifespan here" to many servers, which go on.
                 await receive()
                 await send({"type": "lifespan.startup.failed", "message": str(error)})
                 raise
+        self._enforcer.say_audit(source.state)
         await self.app(scope, receive, send)
 
 

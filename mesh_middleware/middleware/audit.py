@@ -8,21 +8,21 @@ nobody can decide nothing passes:
 3. The mesh state has no fault.
 4. The whole service is in audit, or an `AuditRule` covers both caller and path.
 
-Audit is an argument in code or an option on a command line that somebody can read, never an
-environment variable.
+Audit is an argument in code (of a middleware, else of the manager's `MeshConfig`) or an option on a
+command line that somebody can read, never an environment variable.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass, field, replace
 from typing import Final, Self
 
 from mesh_middleware._types import Message, Scope, Send
 from mesh_middleware.errors import ConfigError, SpiffeIDError
 from mesh_middleware.middleware.peer import decision_of
 from mesh_middleware.policy.decision import Decision, Reason
+from mesh_middleware.policy.enforcement import AUDITED, EnforcementMode
 from mesh_middleware.policy.request import PLAIN_TARGET, HTTPRequest
 from mesh_middleware.policy.spiffe import (
     DEFAULT,
@@ -36,29 +36,6 @@ AUDIT_HEADER: Final = b"x-mesh-audit"
 its value is the reason code."""
 
 _STARTS: Final = ("http.response.start", "websocket.accept")
-
-AUDITED: Final = frozenset(
-    {
-        Reason.INTENTION_DENY,
-        Reason.PERMISSION_DENY,
-        Reason.DEFAULT_DENY,
-        Reason.L7_OVER_TCP,
-        Reason.UNEVALUABLE,
-        Reason.AMBIGUOUS_PATH,
-        Reason.JWT_MISSING,
-        Reason.JWT_INVALID,
-        Reason.JWT_CLAIMS,
-        Reason.JWT_PROVIDER_UNKNOWN,
-    }
-)
-"""The reasons that audit passes on: those that a rule gives. Every other reason refuses always."""
-
-
-class EnforcementMode(StrEnum):
-    """What happens to a request that the rules refuse."""
-
-    ENFORCE = "enforce"
-    AUDIT = "audit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,21 +96,28 @@ def _by_id(service: ServiceIdentity) -> tuple[object, ...]:
 
 @dataclass(frozen=True, slots=True)
 class Audit:
-    """What of one service is in audit: everything, or what `rules` cover."""
+    """What of one service is in audit: everything, or what `rules` cover.
 
-    mode: EnforcementMode = EnforcementMode.ENFORCE
+    `mode` None: what the mesh state says, see `under`.
+    """
+
+    mode: EnforcementMode | None = None
     rules: tuple[AuditRule, ...] = ()
 
     @classmethod
-    def of(cls, enforcement: str, rules: Iterable[AuditRule]) -> Self:
+    def of(cls, enforcement: str | None, rules: Iterable[AuditRule]) -> Self:
         """Checked; ConfigError for another word than ``enforce`` and ``audit``."""
         given = tuple(rules)
         if not all(isinstance(rule, AuditRule) for rule in given):
             raise ConfigError("audit takes AuditRule values")
         try:
-            return cls(EnforcementMode(enforcement), given)
+            return cls(None if enforcement is None else EnforcementMode(enforcement), given)
         except ValueError:
             raise ConfigError(f"enforcement {enforcement!r}: write 'enforce' or 'audit'") from None
+
+    def under(self, enforcement: EnforcementMode) -> Self:
+        """With the mode of the mesh state, where none was given here."""
+        return self if self.mode is not None else replace(self, mode=enforcement)
 
     def __bool__(self) -> bool:
         """True when anything is in audit."""

@@ -89,7 +89,7 @@ class Enforcer:
         service: str | None,
         mesh: StateSource | None,
         exempt_paths: Iterable[str],
-        enforcement: str,
+        enforcement: str | None,
         audit: Iterable[AuditRule],
         identity_from: Iterable[IdentitySource],
         app_root: str = "",
@@ -102,7 +102,7 @@ class Enforcer:
         self._mesh = mesh
         self._exempt = exempt_targets(exempt_paths)
         self._audit = Audit.of(enforcement, audit)
-        self._unsaid = bool(self._audit)
+        self._unsaid = True
         self._app_root = app_root
         self._chains = ChainVerifier()
         self._sources = Sources(identity_from)
@@ -151,7 +151,7 @@ class Enforcer:
         of WSGI.
         """
         if self._unsaid:
-            self.say_audit()
+            self.say_audit(state)
         if self._sources:
             extensions = self._told(scope, extensions, ours, state, environ)
         tokens = state.tokens
@@ -278,22 +278,24 @@ class Enforcer:
         state: MeshState,
     ) -> bool:
         """Whether a refused request goes on all the same, because it is in audit."""
-        if not self._audit:
+        audit = self._audit.under(state.enforcement)
+        if not audit:
             return False
         roots = self._roots(scope)
         requests = (request, *routed_requests(scope, request, roots))
-        return self._audit.passes(decision, caller, state.fault, requests)
+        return audit.passes(decision, caller, state.fault, requests)
 
-    def say_audit(self) -> None:
-        """Warn, once, that not everything is enforced.
+    def say_audit(self, state: MeshState) -> None:
+        """Warn, once, that not everything is enforced, if so.
 
         When it is used first: at construction nobody may have set logging up yet.
         """
         if not self._unsaid:
             return
         self._unsaid = False
-        service = self._service or (self._mesh.state.service if self._mesh else "")
-        logger.warning("%s: %s", service, self._audit, extra={"mesh_service": service})
+        audit, service = self._audit.under(state.enforcement), self._service or state.service
+        if audit:
+            logger.warning("%s: %s", service, audit, extra={"mesh_service": service})
 
     def _fields(
         self,

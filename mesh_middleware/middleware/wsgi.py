@@ -71,7 +71,7 @@ class MeshWSGIMiddleware:
         service: str | None = None,
         mesh: StateSource | None = None,
         exempt_paths: Iterable[str] = (),
-        enforcement: str = "enforce",
+        enforcement: str | None = None,
         audit: Iterable[AuditRule] = (),
         debug_headers: bool = False,
         identity_from: Iterable[IdentitySource] = (),

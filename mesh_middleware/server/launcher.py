@@ -27,7 +27,8 @@ from dotenv import load_dotenv
 from mesh_middleware._types import ASGIApp
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.errors import ConfigError
-from mesh_middleware.middleware.audit import Audit, AuditRule, EnforcementMode
+from mesh_middleware.middleware.audit import Audit, AuditRule
+from mesh_middleware.policy.enforcement import EnforcementMode
 from mesh_middleware.server.exits import ExitCode, LaunchError
 from mesh_middleware.server.heartbeat import Board
 from mesh_middleware.server.listen import bind
@@ -250,8 +251,8 @@ def serve(
     seconds between the check going critical and the listeners closing. `suggest`: log, with each
     refusal, the intention that would allow it (development). `enforcement`, `audit`,
     `debug_headers`, `drain_seconds`: as `MeshMiddleware` takes them; where they are not given, what
-    the application's own `MeshMiddleware` says. `uvicorn_options`: those of
-    `uvicorn.run`, but for TLS and proxy headers, which the mesh decides.
+    the application's own `MeshMiddleware` says (and else, for `enforcement`, `config`).
+    `uvicorn_options`: those of `uvicorn.run`, but for TLS and proxy headers: the mesh decides them.
 
     What goes wrong is logged and is in the exit code (`ExitCode`); ConfigError only for a wrong
     argument. Call it in the main thread, where it owns SIGTERM, SIGINT and SIGHUP.
@@ -269,8 +270,8 @@ def serve(
     if wsgi_threads < 1:
         raise ConfigError(f"wsgi_threads {wsgi_threads!r}: give 1 or more")
     given = {
-        "enforcement": enforcement and str(Audit.of(enforcement, ()).mode),
-        "audit": Audit.of("enforce", audit).rules,
+        "enforcement": Audit.of(enforcement, ()).mode,
+        "audit": Audit.of(None, audit).rules,
         "debug_headers": debug_headers,
         "drain_seconds": drain_seconds,
     }

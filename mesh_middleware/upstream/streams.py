@@ -4,6 +4,7 @@ A server decides once for each connection, after the TLS handshake and before th
 reaches its handler, by the intentions of its service. Intentions with L7 permissions refuse, as
 they do in a sidecar of a TCP service (Consul, "service intentions": L7 over TCP). Open connections
 are decided again with each change of the mesh state, and when the caller's certificate expires.
+In audit (`MeshConfig.enforcement`) what rules refuse goes on; callers are proven all the same.
 """
 
 from __future__ import annotations
@@ -21,8 +22,10 @@ from mesh_middleware import runtime
 from mesh_middleware.consul.authorization import ask_agent
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.errors import ConfigError, MeshError, PeerIdentityError
+from mesh_middleware.observe.counts import counts
 from mesh_middleware.observe.decisions import allowed, decision_log, log_fields
 from mesh_middleware.policy.decision import Decision, Reason
+from mesh_middleware.policy.enforcement import AUDITED, EnforcementMode
 from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID
 from mesh_middleware.state import MeshState
 from mesh_middleware.tls.contexts import VerifiedPeer, verified_peer
@@ -121,7 +124,7 @@ class MeshServer:
         peer = verified_peer(writer.get_extra_info("ssl_object"))
         connection = None
         try:
-            if peer is None or not (await self._decided(peer, log_allowed=True)).allowed:
+            if peer is None or not await self._may_go_on(peer, new=True):
                 writer.transport.abort()
                 return
             connection = _Open(peer, writer, task)
@@ -146,27 +149,27 @@ class MeshServer:
             if not writer.transport.is_closing():
                 writer.close()
 
-    async def _decided(self, peer: VerifiedPeer, *, log_allowed: bool = False) -> Decision:
-        """The decision by the newest state: again, when that changed while the agent was asked."""
+    async def _may_go_on(self, peer: VerifiedPeer, *, new: bool = False) -> bool:
+        """Whether `peer` may have a connection, by the newest state; tells of what was decided.
+
+        Decided again when the state changed while the agent was asked. `new`: for the first time.
+        """
+        source = peer.certificate.identity
         while True:
             state = self._mesh.state
             decision = self._decide(state, peer)
             if decision.allowed and self._authorize == "agent":
-                decision = await self._agents_decision(peer.certificate.identity)
-            if state is self._mesh.state or not decision.allowed:
+                decision = await self._agents_decision(source)
+            in_audit = state.enforcement is EnforcementMode.AUDIT and decision.reason in AUDITED
+            passes = decision.allowed or in_audit
+            if state is self._mesh.state or not passes:
                 break
-        fields = log_fields(
-            decision,
-            service=self._mesh.config.service,
-            source=peer.certificate.identity,
-            method="TCP",
-            protocol="tcp",
-        )
-        if not decision.allowed:
-            decision_log.refused(fields)
-        elif log_allowed and logger.isEnabledFor(logging.DEBUG):
-            allowed(fields)
-        return decision
+        if new or not passes:
+            outcome = "refused" if new else "ended"
+            if passes:
+                outcome = "allowed" if decision.allowed else "audited"
+            _tell(outcome, decision, self._mesh.config.service, source)
+        return passes
 
     def _decide(self, state: MeshState, peer: VerifiedPeer) -> Decision:
         if state.fault is not None:
@@ -208,8 +211,7 @@ class MeshServer:
             self._start(self._look_again(connection))
 
     async def _look_again(self, connection: _Open) -> None:
-        decision = await self._decided(connection.peer)
-        if not decision.allowed and connection in self._open:
+        if not await self._may_go_on(connection.peer) and connection in self._open:
             connection.refuse()
 
     def _watch_expiry(self, connection: _Open) -> None:
@@ -228,6 +230,21 @@ class MeshServer:
         task = self._loop.create_task(coroutine)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+
+
+def _tell(
+    outcome: str, decision: Decision, service: str, source: ServiceIdentity | SpiffeID
+) -> None:
+    """Log and count a decision about a connection, as the middlewares do for theirs."""
+    fields = log_fields(decision, service=service, source=source, method="TCP", protocol="tcp")
+    if outcome != "allowed":
+        decision_log.refused(fields, enforced=outcome != "audited", verb=outcome)
+    elif logger.isEnabledFor(logging.DEBUG):
+        allowed(fields)
+    if counts.on:
+        counts.decided(outcome, decision, source)
+        if outcome != "allowed":
+            counts.remember(outcome, fields)
 
 
 _LEFT_TO_THE_AGENT = frozenset(
@@ -260,8 +277,10 @@ async def start_mesh_server(
     keeps, ``"agent"`` asks the agent for each connection, and refuses when it does not answer.
 
     Who is calling: `connection_peer`. A refused caller's connection is cut, also a running one;
-    its handler is cancelled. ConfigError for another `authorize`; NotReadyError when the mesh has
-    given no certificate yet: ``await mesh.ready(30)`` first.
+    its handler is cancelled. With ``MeshConfig(enforcement="audit")`` callers that the intentions
+    refuse are logged and served; who they are is proven all the same. ConfigError for another
+    `authorize`; NotReadyError when the mesh has given no certificate yet: ``await mesh.ready(30)``
+    first.
     """
     if authorize not in ("intentions", "agent"):
         raise ConfigError(f'authorize: {authorize!r} is neither "intentions" nor "agent"')
@@ -275,4 +294,10 @@ async def start_mesh_server(
         server._serve, host, port, ssl=context, limit=limit, **options
     )
     server._unsubscribe = found.subscribe(server._changed)
+    if found.state.enforcement is EnforcementMode.AUDIT:
+        logger.warning(
+            "%s: AUDIT MODE: connections that intentions refuse are passed on",
+            found.config.service,
+            extra={"mesh_service": found.config.service},
+        )
     return server

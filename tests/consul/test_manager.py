@@ -327,6 +327,17 @@ def test_a_closed_manager_starts_again(agent: DevAgent) -> None:
     assert generations[1] > generations[0]
 
 
+def test_the_mode_of_enforcement_is_in_every_state(agent: DevAgent) -> None:
+    """From the first one, before anything was learnt, to those after it was closed."""
+    manager = MeshManager(MeshConfig("web", address=agent.address, enforcement="audit"))
+    seen = [manager.state]
+    with manager:
+        seen.append(manager.wait_ready(10))
+    seen.append(manager.state)
+    assert {str(state.enforcement) for state in seen} == {"audit"}
+    assert len({state.generation for state in seen}) == 3
+
+
 def test_close_right_after_start(agent: DevAgent) -> None:
     for _ in range(20):
         manager = MeshManager(MeshConfig("web", address=agent.address))

@@ -13,9 +13,10 @@ import pytest
 
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.middleware import AuditRule, MeshMiddleware, decision_of, peer_identity
-from mesh_middleware.middleware.audit import AUDITED, plain_paths
+from mesh_middleware.middleware.audit import plain_paths
 from mesh_middleware.observe.decisions import DecisionLog
 from mesh_middleware.policy.decision import Decision, Reason
+from mesh_middleware.policy.enforcement import AUDITED, EnforcementMode
 from mesh_middleware.policy.engine import Policy, compile_policy
 from mesh_middleware.policy.intentions import Action, Intention
 from mesh_middleware.policy.request import DEFAULT_NORMALIZATION, HTTPRequest, Normalization
@@ -333,6 +334,48 @@ def test_rules_are_said_with_the_first_scope(caplog: pytest.LogCaptureFixture) -
     assert record.getMessage() == (
         "api: AUDIT MODE in part: intentions are not enforced for /legacy/* from web"
     )
+
+
+# -- the manager's setting ---------------------------------------------------------------------
+
+
+def told(mode: EnforcementMode) -> StaticState:
+    """A mesh whose state says what to do where no middleware does."""
+    return StaticState(replace(static_mesh("api", WEB_MAY).state, enforcement=mode))
+
+
+@pytest.mark.parametrize(
+    ("of_the_mesh", "options", "status"),
+    [
+        (EnforcementMode.ENFORCE, {}, 403),
+        (EnforcementMode.AUDIT, {}, 200),
+        (EnforcementMode.AUDIT, {"enforcement": "enforce"}, 403),
+        (EnforcementMode.ENFORCE, {"enforcement": "audit"}, 200),
+        (EnforcementMode.ENFORCE, {"audit": [AuditRule(sources=("other",))]}, 403),
+        (EnforcementMode.AUDIT, {"audit": [AuditRule(sources=("other",))]}, 200),
+    ],
+)
+def test_the_middleware_is_asked_before_the_manager(
+    of_the_mesh: EnforcementMode, options: dict[str, Any], status: int
+) -> None:
+    mesh, _ = guarded(told(of_the_mesh), **options)
+    assert get(mesh, source="batch").status == status
+
+
+@pytest.mark.parametrize("first", ["lifespan", "http"])
+def test_the_managers_audit_is_said_once(first: str, caplog: pytest.LogCaptureFixture) -> None:
+    mesh, _ = guarded(told(EnforcementMode.AUDIT))
+    assert not caplog.records
+    if first == "lifespan":
+        call(mesh, {"type": "lifespan"})
+    get(mesh)
+    (record,) = caplog.records
+    assert record.getMessage().startswith("api: AUDIT MODE: ")
+
+
+def test_a_middleware_that_enforces_says_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    call(guarded(told(EnforcementMode.AUDIT), enforcement="enforce")[0], {"type": "lifespan"})
+    assert not caplog.records
 
 
 def test_nothing_is_said_without_audit(caplog: pytest.LogCaptureFixture) -> None:

@@ -10,10 +10,11 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Literal
 
 import pytest
 import uvicorn
@@ -175,23 +176,54 @@ def test_a_terminal_that_was_closed_stops_the_service() -> None:
     assert calls == ["restart", "stop"]
 
 
-def test_a_worker_serves_and_stops(agent: DevAgent, caplog: pytest.LogCaptureFixture) -> None:
-    """In this process, in a thread: as under the launcher, with the board read here."""
-    config = MeshConfig("thread", address=agent.address)
-    options = {"lifespan": "off", "log_config": None, "root_path": "/outer"}
+@contextmanager
+def working(settings: Settings, codes: list[ExitCode]) -> Iterator[int]:
+    """A worker in a thread, as under the launcher, with the board read here; gives its port."""
     board = Board()
-    worker = Worker(Settings(hello, config, options), board)
-    with socket.socket() as listener, caplog.at_level(logging.INFO):
+    worker = Worker(settings, board)
+    with socket.socket() as listener:
         listener.bind(("127.0.0.1", 0))
-        port = listener.getsockname()[1]
-        codes: list[ExitCode] = []
         thread = threading.Thread(target=lambda: codes.append(worker.run([listener])))
         thread.start()
         wait_for(lambda: board.health().ready)
+        yield int(listener.getsockname()[1])
+        worker.stop()
+        thread.join(10)
+
+
+def test_a_worker_serves_and_stops(agent: DevAgent, caplog: pytest.LogCaptureFixture) -> None:
+    config = MeshConfig("thread", address=agent.address)
+    options = {"lifespan": "off", "log_config": None, "root_path": "/outer"}
+    codes: list[ExitCode] = []
+    with caplog.at_level(logging.INFO), working(Settings(hello, config, options), codes) as port:
         caller = Caller.of(agent.address, "web")
         with closing(caller.connect(port, "thread")) as sock:
             assert request(sock, "/x?y") == (200, b"hello")
-        worker.stop()
-        thread.join(10)
     assert codes == [ExitCode.OK]
     assert "is ready after" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("of_the_config", "of_the_app", "of_the_launcher", "status"),
+    [
+        ("audit", {}, {}, 200),
+        ("audit", {"enforcement": "enforce"}, {}, 403),
+        ("audit", {}, {"enforcement": "enforce"}, 403),
+        ("enforce", {"enforcement": "audit"}, {}, 200),
+        ("enforce", {}, {"enforcement": "audit"}, 200),
+    ],
+)
+def test_the_launcher_the_application_and_the_config_are_asked_in_turn(
+    of_the_config: Literal["enforce", "audit"],
+    of_the_app: dict[str, str],
+    of_the_launcher: dict[str, str],
+    status: int,
+) -> None:
+    with DevAgent() as denying:
+        config = MeshConfig("turns", address=denying.address, enforcement=of_the_config)
+        app = MeshMiddleware(hello, service="turns", **of_the_app)
+        options = {"lifespan": "off", "log_config": None}
+        settings = Settings(app, config, options, middleware=of_the_launcher)
+        caller = Caller.of(denying.address, "web")
+        with working(settings, []) as port, closing(caller.connect(port, "turns")) as sock:
+            assert request(sock)[0] == status

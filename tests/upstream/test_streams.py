@@ -15,8 +15,10 @@ import pytest
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.errors import ConfigError, NotReadyError, PeerIdentityError
+from mesh_middleware.observe.counts import Counts
 from mesh_middleware.tls.certificates import X509SVID
 from mesh_middleware.tls.contexts import MeshContext, TLSContexts
+from mesh_middleware.upstream import streams
 from mesh_middleware.upstream.catalog import catalog_of
 from mesh_middleware.upstream.connecting import open_mesh_connection
 from mesh_middleware.upstream.names import UpstreamName
@@ -232,6 +234,119 @@ async def _connect_with(leaf: Any, world: World, port: int) -> Any:
     contexts = TLSContexts(X509SVID.from_pem(leaf.cert_pem, leaf.key_pem), bundle, generation=1)
     context = MeshContext.for_client_beside(lambda: contexts, "redis")
     return await asyncio.open_connection("127.0.0.1", port, ssl=context, server_hostname="mesh")
+
+
+# -- audit ------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def audited(world: World) -> Iterator[MeshManager]:
+    """The manager of the TCP service, whose intentions are not enforced."""
+    config = MeshConfig("redis", address=world.agent.address, enforcement="audit")
+    with MeshManager(config) as manager:
+        manager.wait_ready(15)
+        yield manager
+
+
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Counts:
+    counts = Counts()
+    counts.start()
+    monkeypatch.setattr(streams, "counts", counts)
+    return counts
+
+
+@AUTHORIZE
+async def test_in_audit_a_refused_caller_is_told_of_and_served(
+    world: World,
+    audited: MeshManager,
+    authorize: Any,
+    counted: Counts,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    intend(world, audited, ALLOW_WEB)
+    async with (
+        await start_mesh_server(Echo(), audited, "127.0.0.1", authorize=authorize) as server,
+        connected(world, server) as (reader, writer),
+    ):
+        assert await reader.readline() == b"hello web\n"
+        intend(world, audited, DENY_WEB)
+        again, other = await open_mesh_connection(world.manager, "redis")
+        assert await again.readline() == b"hello web\n"
+        writer.write(b"still here\n")
+        assert await reader.readline() == b"still here\n"
+        other.transport.abort()
+    assert "redis: AUDIT MODE: connections that intentions refuse are passed on" in caplog.text
+    assert "audit: would refuse TCP  from spiffe://" in caplog.text
+    assert {key[0]: number for key, number in counted.decisions().items()} == {
+        "allowed": 1, "audited": 1,
+    }  # fmt: skip
+    assert [each["outcome"] for each in counted.recent()] == ["audited"]
+
+
+async def test_without_audit_what_is_refused_and_what_is_cut_is_counted(
+    world: World, redis: MeshManager, counted: Counts, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with await start_mesh_server(Echo(), redis, "127.0.0.1") as server:
+        async with connected(world, server) as (reader, _):
+            assert await reader.readline() == b"hello web\n"
+            intend(world, redis, DENY_WEB)
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+        async with connected(world, server) as (reader, _):
+            with contextlib.suppress(ConnectionError):
+                assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert {key[:2]: number for key, number in counted.decisions().items()} == {
+        ("allowed", "default_allow"): 1,
+        ("ended", "intention_deny"): 1,
+        ("refused", "intention_deny"): 1,
+    }
+    assert "AUDIT MODE" not in caplog.text
+
+
+async def test_in_audit_a_removed_root_cuts_all_the_same(
+    world: World, audited: MeshManager
+) -> None:
+    intend(world, audited, DENY_WEB)
+    async with (
+        await start_mesh_server(Echo(), audited, "127.0.0.1") as server,
+        connected(world, server) as (reader, _),
+    ):
+        assert await reader.readline() == b"hello web\n"
+        world.agent.rotate_ca()
+        await await_for(lambda: len(audited.state.bundle.roots) == 2)  # type: ignore[union-attr]
+        world.agent.remove_inactive_roots()
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+
+
+async def test_in_audit_nobody_is_served_who_became_unknown_while_the_agent_was_asked(
+    world: World, audited: MeshManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The agent's refusal is passed on, but it was made with a root that is gone since."""
+    asked = []
+
+    async def ask(*_: object) -> tuple[bool, str]:
+        if not asked:
+            asked.append(1)
+            world.agent.rotate_ca()
+            await await_for(lambda: len(audited.state.bundle.roots) == 2)  # type: ignore[union-attr]
+            world.agent.remove_inactive_roots()
+            await await_for(lambda: len(audited.state.bundle.roots) == 1)  # type: ignore[union-attr]
+        return False, "denied"
+
+    monkeypatch.setattr(streams, "ask_agent", ask)
+    echo = Echo()
+    async with (
+        await start_mesh_server(echo, audited, "127.0.0.1", authorize="agent") as server,
+        connected(world, server) as (reader, _),
+    ):
+        with contextlib.suppress(ConnectionError):
+            assert await asyncio.wait_for(reader.read(), 10) == b""
+    assert asked
+
+
+# -- failures ---------------------------------------------------------------------------------
 
 
 async def test_a_handler_that_fails_is_reported_and_others_go_on(
