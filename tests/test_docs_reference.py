@@ -6,6 +6,8 @@ import ast
 import re
 from pathlib import Path
 
+import pytest
+
 import mesh_middleware
 from mesh_middleware import cli, errors
 from mesh_middleware.config import VARIABLES
@@ -53,11 +55,12 @@ def test_every_public_name_is_documented() -> None:
     assert set(mesh_middleware.__all__) <= documented
 
 
-def test_the_tests_of_the_security_model_exist() -> None:
-    named = re.findall(
-        r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / "design/security-model.md").read_text()
-    )
-    assert len(named) > 20
+@pytest.mark.parametrize(
+    ("page", "least"), [("design/security-model.md", 20), ("reference/decisions.md", 10)]
+)
+def test_the_tests_that_a_page_names_exist(page: str, least: int) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / page).read_text())
+    assert len(named) >= least
     for file, test in named:
         tree = ast.parse((ROOT / file).read_text())
         functions = {

@@ -463,6 +463,13 @@ def test_the_least_used_makes_room_among_its_own_kind() -> None:
     assert found.is_bad(b"1")
 
 
+def test_1024_tokens_are_remembered() -> None:
+    found: Remembered[int] = Remembered()
+    for number in range(1025):
+        found.add_good(b"%d" % number, number)
+    assert [found.good(b"%d" % number) for number in (0, 1, 1024)] == [None, 1, 1024]
+
+
 def test_what_was_remembered_ends_with_the_key(signatures: list[bytes]) -> None:
     old = verifier()
     text = token()
