@@ -7,8 +7,6 @@ The one corner where Consul's rules leave the documented precedence is left out.
 
 from __future__ import annotations
 
-import os
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -26,9 +24,9 @@ from mesh_middleware.policy.request import (
 from tests.envoy.proxy import Client, Listener, running
 from tests.envoy.rbac import rbac
 from tests.envoy.worlds import TRUST_DOMAIN, Ask, Dice, World
+from tests.fuzzing import EXAMPLES, examples, first_seed
 
-EXAMPLES = int(os.environ.get("MESH_FUZZ_EXAMPLES", "0"))
-WORLDS = EXAMPLES or 1000
+WORLDS = examples(1000)
 BATCH = 500
 REQUESTS = 16
 
@@ -105,10 +103,6 @@ def compare(
                 if kind != "corner":
                     wrong = problem(kind, envoy, decision)
                     assert not wrong, (wrong, envoy, seeds[number], decision, ask, world, setting)
-
-
-def first_seed() -> int:
-    return time.time_ns() if EXAMPLES else 0
 
 
 @pytest.mark.timeout(36000 if EXAMPLES else 120)

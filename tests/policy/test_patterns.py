@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_middleware.policy.patterns import DEEPEST_GROUP, MOST_POSITIONS, shape_of
+from tests.fuzzing import fuzz
 
 AMBIGUOUS = [
     "(a+)+",
@@ -126,6 +127,7 @@ PIECES = [*"ab(|)*+?.[]^$-", "(?i)", "(?-i:", "(?:", "{2}", "{1,}", "{,3}", "[^a
           "\x00", "\ud800"]  # fmt: skip
 
 
+@fuzz(100, cost=4)
 @given(st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
 def test_no_pattern_makes_it_fail(pattern: str) -> None:
     shape_of(pattern)
