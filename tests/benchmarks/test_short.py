@@ -11,6 +11,7 @@ from tests.benchmarks.measure import cpu_seconds, medians, spread
 def test_decisions() -> None:
     printed = decisions.report(short=True)
     assert "8 literal permissions" in printed
+    assert "new token, RS256" in printed
     assert "| 100 |" in printed
 
 
