@@ -19,6 +19,7 @@ def test_middleware() -> None:
     assert "launcher and middleware, L4" in middleware.report(short=True)
 
 
+@pytest.mark.slow
 def test_stall() -> None:
     assert "| none |" in stall.report(short=True)
 
