@@ -374,7 +374,7 @@ def test_random_alternative_names_give_our_error(san):
     assert isinstance(result, PeerIdentityError)
 
 
-@fuzz(300)
+@fuzz(300, cost=3)
 @given(st.text(st.characters(max_codepoint=127), max_size=60))
 def test_random_uris_give_an_identity_or_our_error(text):
     for uri in (text, f"spiffe://t.consul/{text}", f"{WEB}{text}"):
