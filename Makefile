@@ -51,8 +51,12 @@ docs: $(STAMP)  ## run every example of README and docs
 bench: $(STAMP)  ## measure: decisions, middleware, server (about 10 minutes)
 	$(BIN)/python -m tests.benchmarks
 
-fuzz: $(STAMP)  ## property tests and fuzzing at length (about 10 minutes)
-	MESH_FUZZ_EXAMPLES=20000 $(BIN)/pytest tests/fuzz tests/policy -q -p no:cacheprovider --timeout 1200
+FUZZED := tests/fuzz tests/policy tests/envoy tests/test_config.py tests/tls/test_certificates.py \
+	tests/tls/test_tokens_keys.py tests/consul/test_decode_provider.py tests/middleware/test_forwarded.py
+
+fuzz: $(STAMP)  ## property tests and fuzzing at length, beside a real Envoy (about 15 minutes)
+	MESH_FUZZ_EXAMPLES=20000 $(BIN)/pytest $(or $(ARGS),$(FUZZED)) -n $(JOBS) --dist worksteal -q \
+		-p no:cacheprovider --timeout 1800
 
 soak: $(STAMP)  ## 1,000 rotations under load, 50,000 connections, each fault for a minute
 	MESH_SOAK=1 $(BIN)/pytest tests/soak -q -s -p no:cacheprovider --timeout 7200

@@ -24,6 +24,9 @@ from mesh_middleware.policy.spiffe import TrustDomain
 DEFAULT_ADDRESS = "http://127.0.0.1:8500"
 """Where an agent listens unless told otherwise (Consul "ports")."""
 
+_AUTHORITY = re.compile(
+    r"(?:(?P<v4>[0-9.]+)|\[(?P<v6>[^\[\]]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]*)?"
+)
 _TRUE = frozenset({"1", "t", "true", "yes", "on"})
 _FALSE = frozenset({"0", "f", "false", "no", "off", ""})
 
@@ -157,27 +160,44 @@ class MeshConfig:
 def parse_address(address: str, name: str = "address (CONSUL_HTTP_ADDR)") -> str:
     """`address` with its scheme, checked; ConfigError, with `name` in it, says what would do."""
     hint = "write 127.0.0.1:8500, http://127.0.0.1:8500, https://host:8501 or unix:///path"
+    shown = host_of(address)
     if address.startswith("unix://"):
-        if not address[len("unix://") :].startswith("/"):
-            raise ConfigError(f"{name}: {address!r} has no absolute socket path; {hint}")
+        if not address[len("unix://") :].startswith("/") or "\0" in address:
+            raise ConfigError(f"{name}: {shown!r} has no absolute socket path; {hint}")
         return address
     bare = "://" not in address
     text = f"http://{address}" if bare else address
-    shown = host_of(address)
     try:
         parts = urlsplit(text)
-        port, host = parts.port, parts.hostname
+        port = parts.port
     except ValueError:
         raise ConfigError(f"{name}: {shown!r} is not an address; {hint}") from None
     if parts.scheme not in {"http", "https"}:
         raise ConfigError(f"{name}: {shown!r} has the scheme {parts.scheme!r}; {hint}")
-    surplus = parts.username is not None or parts.query or parts.fragment
-    if not host or surplus or any(c.isspace() or not c.isprintable() for c in address):
+    # Wherever it stands: a slash in a password makes the rest of it look like a path.
+    surplus = "@" in address or parts.query or parts.fragment
+    odd = any(c.isspace() or not c.isprintable() for c in address)
+    if not _is_authority(parts.netloc) or surplus or odd:
         raise ConfigError(f"{name}: not the address of an agent; {hint}")
     if port == 0 or (bare and port is None):
         raise ConfigError(f"{name}: {shown!r} has no port; {hint}")
     path = quote(unquote(parts.path), safe="/").rstrip("/")
     return f"{parts.scheme}://{parts.netloc}{path}"
+
+
+def _is_authority(text: str) -> bool:
+    """Whether `text` is a name in ASCII or an IP address, maybe with a port.
+
+    `urlsplit` takes more than that, of which an HTTP client makes no URL.
+    """
+    found = _AUTHORITY.fullmatch(text)
+    if found is None or found["name"]:
+        return found is not None
+    try:
+        ipaddress.ip_address(found["v4"] or found["v6"])
+    except ValueError:
+        return False
+    return True
 
 
 def host_of(url: str) -> str:

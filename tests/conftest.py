@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+import tests.fuzzing  # noqa: F401 - loads the profile of hypothesis for all tests
 from tests.consul_acl import AclConsul, running_acl_consul
 from tests.consul_agent import ConsulAgent, running_consul
 from tests.support import SKIPPED

@@ -476,6 +476,31 @@ def test_a_raw_token_is_verified_with_the_keys_in_the_document(
     assert decisions(made) == [decided]
 
 
+@pytest.mark.parametrize(
+    ("raw", "provider", "why"),
+    [
+        (token(exp=None), okta(), "good"),
+        (token(exp=1), okta(), "the token is not valid: its time (exp) is over"),
+        (b"", okta(), "the token is not valid: it is empty"),
+        (
+            token(exp=None),
+            okta(JSONWebKeySet=...),
+            "the token is not valid: the provider's entry brings no keys",
+        ),
+    ],
+)
+def test_an_explanation_says_what_is_wrong_with_a_raw_token(
+    raw: bytes, provider: dict[str, Any], why: str
+) -> None:
+    row = {**WEB_TO_API, "JWT": {"Providers": [{"Name": "okta"}]}}
+    made = request(token=raw.decode()) | {"intentions": [row], "jwt_providers": [provider]}
+    read = read_document(made)
+    [asked] = read.requests
+    explained = str(read.policy.explain(asked.identity, asked.http, asked.claims))
+    assert f"token of okta: {why}" in explained.replace("\n", " ")
+    assert not raw or raw.decode() not in explained
+
+
 def test_keys_are_looked_at_only_for_a_token() -> None:
     broken = okta(JSONWebKeySet={"Local": {"JWKS": "!"}})
     row = {**WEB_TO_API, "JWT": {"Providers": [{"Name": "okta"}]}}

@@ -354,6 +354,20 @@ def test_explain_reads_claims() -> None:
     )
 
 
+def test_explain_as_json_is_the_line_of_check_and_the_trail() -> None:
+    text = json.dumps(small({"path": "/x"}, {"source": "cron", "expect": "allow"}))
+    [first, second] = run("check", "--json", "-", stdin=text).stdout.splitlines()
+    for number, line in enumerate([first, second]):
+        result = run("explain", "-", "--json", "--request", str(number), stdin=text)
+        told = json.loads(result.stdout)
+        assert told | json.loads(line) == told
+        assert told["caller"].endswith(["/svc/web", "/svc/cron"][number])
+        assert result.exit_code == number
+    assert "expected allow, decided deny" in result.stderr
+    described = json.loads(run("explain", "-", "--json", "--source", "web", stdin=text).stdout)
+    assert (described["request"], described["allowed"]) == (None, True)
+
+
 def test_explain_exits_1_when_the_expectation_fails() -> None:
     result = run("explain", "-", stdin=json.dumps(small({"expect": "deny"})))
     assert result.exit_code == 1

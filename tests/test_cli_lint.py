@@ -8,6 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from mesh_middleware.cli import main
+from mesh_middleware.policy.lint import CHECKS
 
 PREFIX = """
 Kind: service-intentions
@@ -76,6 +77,12 @@ def test_a_document_may_name_the_file_of_its_intentions(tmp_path: Path) -> None:
     (tmp_path / "rules.yaml").unlink()
     result = CliRunner().invoke(main, ["lint", str(document)])
     assert (result.exit_code, "No such file" in result.output) == (2, True)
+
+
+def test_the_reference_lists_exactly_the_findings() -> None:
+    page = (Path(__file__).parent.parent / "docs/reference/check.md").read_text()
+    table = page.partition("| finding |")[2].partition("\n\n")[0]
+    assert [line.split("`")[1] for line in table.splitlines()[2:]] == list(CHECKS)
 
 
 def test_standard_input_and_a_missing_file() -> None:

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
+import httpx
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from mesh_middleware.config import VARIABLES, MeshConfig, host_of, is_loopback
+from mesh_middleware.config import VARIABLES, MeshConfig, host_of, is_loopback, parse_address
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.policy.intentions import Action
+from tests.fuzzing import fuzz
 
 
 def env(overrides: dict[str, Any] | None = None, /, **variables: str) -> MeshConfig:
@@ -53,7 +58,13 @@ WRONG = [
     ({"CONSUL_HTTP_ADDR": "http://a:b@127.0.0.1:1"}, "CONSUL_HTTP_ADDR", "not the address"),
     ({"CONSUL_HTTP_ADDR": "http://127.0.0.1:1?x=1"}, "CONSUL_HTTP_ADDR", "not the address"),
     ({"CONSUL_HTTP_ADDR": "127.0.0.1 :1"}, "CONSUL_HTTP_ADDR", "not the address"),
+    ({"CONSUL_HTTP_ADDR": "http://b\u00fccher.example:1"}, "CONSUL_HTTP_ADDR", "not the address"),
+    ({"CONSUL_HTTP_ADDR": "http://127.0.0.256:1"}, "CONSUL_HTTP_ADDR", "not the address"),
+    ({"CONSUL_HTTP_ADDR": "http://x:[::1]"}, "CONSUL_HTTP_ADDR", "not the address"),
+    ({"CONSUL_HTTP_ADDR": "http://[v1.x]:1"}, "CONSUL_HTTP_ADDR", "not the address"),
+    ({"CONSUL_HTTP_ADDR": "http://a%41:1"}, "CONSUL_HTTP_ADDR", "not the address"),
     ({"CONSUL_HTTP_ADDR": "unix://run/consul.sock"}, "CONSUL_HTTP_ADDR", "unix:///path"),
+    ({"CONSUL_HTTP_ADDR": "unix:///run\0/consul.sock"}, "CONSUL_HTTP_ADDR", "unix:///path"),
     ({"CONSUL_HTTP_ADDR": "10.0.0.1:8500"}, "CONSUL_HTTP_ADDR", "MESH_ALLOW_PLAINTEXT_AGENT"),
     ({"CONSUL_HTTP_ADDR": "http://consul.local:8500"}, "CONSUL_HTTP_ADDR", "CONSUL_CACERT"),
     ({"CONSUL_HTTP_SSL": "maybe"}, "CONSUL_HTTP_SSL", "true"),
@@ -184,6 +195,10 @@ def test_loopback(host: str, loopback: bool) -> None:
         "user:s3cret@h",
         "http://u:s3cret@[h",
         "http://h:0?token=s3cret",
+        "unix://user:s3cret@h/x",
+        "http://127.0.0.1:1/user:s3cret@h",
+        "http://10.0.0.1:1/user:s3cret@h",
+        "https://user:1/s3cret@h:8501",
     ],
 )
 def test_an_address_is_never_repeated_with_credentials(address: str) -> None:
@@ -207,3 +222,66 @@ def test_an_address_is_never_repeated_with_credentials(address: str) -> None:
 )
 def test_of_a_url_messages_show_only_where_it_leads(url: str, shown: str) -> None:
     assert host_of(url) == shown
+
+
+# -- any text as an address -------------------------------------------------------------------
+
+PIECES = r"""http:// https:// unix:// unix: HTTP:// ftp:// :// 127.0.0.1 10.0.0.1 [::1] ::1 [ ]
+    localhost h_1 x xn--x :8500 :0 :99999 :x : / // /v1 ? # @ %2F %40 % .. . \ ä""".split()
+PIECES += [" ", "\t", "\n", "\x00", "\ud800", "\u212a", "\u00bd", "\uff0f"]
+texts = st.one_of(
+    st.lists(st.sampled_from(PIECES), max_size=8).map("".join),
+    st.text(max_size=30),
+    st.text(max_size=8).map("https://{}:1".format),
+    st.text(max_size=8).map("{}:1/x".format),
+)
+with_credentials = st.lists(st.sampled_from([*PIECES, *["user:s3cret@"] * 4]), max_size=9)
+
+
+@fuzz(300)
+@given(texts)
+def test_any_text_is_an_address_or_a_config_error(text: str) -> None:
+    """And what is an address stays one, which an HTTP client takes."""
+    try:
+        found = parse_address(text)
+        env(CONSUL_HTTP_ADDR=text, MESH_ALLOW_PLAINTEXT_AGENT="1")
+    except ConfigError:
+        return
+    assert parse_address(found) == found
+    assert found.startswith(("http://", "https://", "unix:///"))
+    assert found.startswith("unix:///") or httpx.URL(found).raw_host
+
+
+def refusal(make: Callable[[str], object], text: str) -> str:
+    try:
+        make(text)
+    except ConfigError as error:
+        return str(error)
+    return ""
+
+
+@fuzz(300)
+@given(with_credentials.map("".join))
+def test_no_message_about_any_address_repeats_credentials(text: str) -> None:
+    assert "s3cret" not in refusal(parse_address, text)
+    assert "s3cret" not in refusal(lambda each: MeshConfig("web", address=each), text)
+
+
+@fuzz(100, cost=10)
+@given(
+    st.sampled_from(["", "http://", "https://"]),
+    st.sampled_from(["127.0.0.1", "[::1]", "consul", "consul.example", "a_b-c.9"]),
+    st.integers(1, 65535),
+    st.sampled_from(["", "/", "/v1", "/a/b/", "/a%2Fb"]),
+)
+def test_a_good_address_is_taken_as_it_stands(scheme: str, host: str, port: int, path: str) -> None:
+    kept = path.rstrip("/").replace("%2F", "/")
+    expected = f"{scheme or 'http://'}{host}:{port}{kept}"
+    assert parse_address(f"{scheme}{host}:{port}{path}") == expected
+
+
+@fuzz(100, cost=10)
+@given(st.text(st.characters(exclude_characters="\0"), max_size=20))
+def test_the_path_of_a_socket_is_taken_as_it_is(path: str) -> None:
+    config = MeshConfig("web", address=f"unix:///{path}")
+    assert config.socket_path == f"/{path}"

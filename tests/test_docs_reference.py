@@ -7,6 +7,8 @@ import importlib
 import re
 from pathlib import Path
 
+import pytest
+
 import mesh_middleware
 from mesh_middleware import cli, errors
 from mesh_middleware.config import VARIABLES
@@ -102,11 +104,12 @@ def test_whatever_a_page_names_with_its_module_is_public() -> None:
             assert path in known | modules | LOGGERS, f"{page.name}: {path}"
 
 
-def test_the_tests_of_the_security_model_exist() -> None:
-    named = re.findall(
-        r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / "design/security-model.md").read_text()
-    )
-    assert len(named) > 20
+@pytest.mark.parametrize(
+    ("page", "least"), [("design/security-model.md", 20), ("reference/decisions.md", 10)]
+)
+def test_the_tests_that_a_page_names_exist(page: str, least: int) -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)::(\w+)`", (DOCS / page).read_text())
+    assert len(named) >= least
     for file, test in named:
         tree = ast.parse((ROOT / file).read_text())
         functions = {

@@ -25,9 +25,9 @@ from mesh_middleware.checkfile.values import (
 )
 from mesh_middleware.consul import decode
 from mesh_middleware.errors import DecodeError, SpiffeIDError
-from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import WILDCARD, Action, Intention
+from mesh_middleware.policy.jwt import BadToken
 from mesh_middleware.policy.request import DEFAULT_NORMALIZATION, HTTPRequest, Normalization
 from mesh_middleware.policy.spiffe import DEFAULT, ServiceIdentity, TrustDomain
 from mesh_middleware.tls.tokens import TokenVerifier
@@ -307,7 +307,7 @@ def _verifier(
 
 def _claims(
     at: Place, fields: Mapping[str, Any], common: Common
-) -> Mapping[str, Mapping[str, Any] | Reason]:
+) -> Mapping[str, Mapping[str, Any] | BadToken]:
     if "token" in fields:
         if "claims" in fields:
             raise at.error("say either `claims` or `token`, not both", "token")

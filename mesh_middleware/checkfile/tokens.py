@@ -11,8 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from mesh_middleware.consul.decode_provider import decode_provider
-from mesh_middleware.policy.decision import Reason
-from mesh_middleware.policy.jwt import JWTProvider
+from mesh_middleware.policy.jwt import BadToken, JWTProvider
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.tls.jwks import NO_KEYS, KeySet
 from mesh_middleware.tls.locations import DEFAULT_LOCATIONS
@@ -40,8 +39,19 @@ def provider_with_keys(entry: Mapping[str, Any]) -> tuple[TokenProvider, KeySet]
 
 def claims_of(
     token: str, providers: Iterable[JWTProvider], verifier: TokenVerifier
-) -> Mapping[str, Mapping[str, Any] | Reason]:
-    """Provider name to the token's payload; JWT_INVALID for providers that cannot prove it."""
+) -> Mapping[str, Mapping[str, Any] | BadToken]:
+    """Provider name to the token's payload, or why the provider cannot prove it."""
     line = b"Bearer " + token.encode("utf-8", "surrogatepass")
-    found = verifier.claims(HTTPRequest("GET", b"/", [(b"authorization", line)]))
-    return {provider.name: found.get(provider.name, Reason.JWT_INVALID) for provider in providers}
+    request = HTTPRequest("GET", b"/", [(b"authorization", line)])
+    found = verifier.claims(request)
+    with_keys = {provider.name for provider in verifier.providers}
+
+    def judged(name: str) -> Mapping[str, Any] | BadToken:
+        payload = found.get(name)
+        if isinstance(payload, Mapping):
+            return payload
+        if name not in with_keys:
+            return BadToken("the provider's entry brings no keys")
+        return BadToken(verifier.why(name, request) or "it is empty")
+
+    return {provider.name: judged(provider.name) for provider in providers}

@@ -7,9 +7,10 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any
 
-from mesh_middleware.policy.decision import Decision, Reason
+from mesh_middleware.policy.decision import Decision
 from mesh_middleware.policy.engine import JWTProvider, Policy
 from mesh_middleware.policy.intentions import WILDCARD, Action, Intention
+from mesh_middleware.policy.jwt import BadToken
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.spiffe import DEFAULT, TrustDomain
 from mesh_middleware.tls.tokens import TokenVerifier
@@ -52,7 +53,7 @@ class CheckRequest:
     source: str
     identity: str
     http: HTTPRequest | None
-    claims: Mapping[str, Mapping[str, Any] | Reason]
+    claims: Mapping[str, Mapping[str, Any] | BadToken]
     expect: Action | None = None
     description: str = ""
 

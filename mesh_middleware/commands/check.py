@@ -206,8 +206,15 @@ def _short(text: str) -> str:
 @click.option("--header", "headers", multiple=True, metavar="'NAME: VALUE'", help="Repeatable.")
 @click.option("--mode", type=click.Choice(["http", "tcp"]), help="tcp asks about a connection.")
 @click.option("--claims", metavar="JSON", help="Provider name to payload, as in a document.")
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object.")
 def explain(
-    file: str, *, document: int | None, request: int | None, source: str | None, **given: Any
+    file: str,
+    *,
+    document: int | None,
+    request: int | None,
+    source: str | None,
+    as_json: bool,
+    **given: Any,
 ) -> None:
     """Say in words what decides one request, with every candidate and reading.
 
@@ -226,13 +233,17 @@ def explain(
             raise click.UsageError("--source asks about a new request; leave --request out")
         chosen = _pick(_read([file], requests_needed=False), document, "document")
         asked = _described(chosen, options | {"source": source})
-    click.echo(_title(chosen))
-    click.echo(f"request: {one_line(asked.label)} from {one_line(asked.identity)}")
-    if asked.description:
-        click.echo(one_line(asked.description))
     why = chosen.policy.explain(asked.identity, asked.http, asked.claims)
-    click.echo("\n".join(one_line(line) for line in str(why).split("\n")))
     result = checkfile.decide(chosen, asked)
+    if as_json:
+        numbers = {} if source is None else {"request": None}
+        click.echo(json.dumps(result.to_json() | numbers | why.to_json()))
+    else:
+        click.echo(_title(chosen))
+        click.echo(f"request: {one_line(asked.label)} from {one_line(asked.identity)}")
+        if asked.description:
+            click.echo(one_line(asked.description))
+        click.echo("\n".join(one_line(line) for line in str(why).split("\n")))
     if result.failed:
         click.echo(_failure(result), err=True)
     raise SystemExit(EXIT_EXPECTATION if result.failed else 0)

@@ -205,22 +205,22 @@ class ConsulClient:
         wait: float = 0.0,
     ) -> Answer:
         limit = wait + wait / 16 + MARGIN_SECONDS  # servers add a jitter of wait/16
-        request = self._http.build_request(
-            method,
-            path,
-            params={**self._scope, **(query or {})},
-            json=body,
-            headers=self._headers(),
-            timeout=httpx.Timeout(limit, connect=CONNECT_SECONDS),
-            extensions=self._extensions(),
-        )
         try:
+            request = self._http.build_request(
+                method,
+                path,
+                params={**self._scope, **(query or {})},
+                json=body,
+                headers=self._headers(),
+                timeout=httpx.Timeout(limit, connect=CONNECT_SECONDS),
+                extensions=self._extensions(),
+            )
             # httpx's own limit is for each read: an agent that trickles would never end
             async with asyncio.timeout(limit + CONNECT_SECONDS):
                 return await self._receive(request)
         except TimeoutError as error:
             raise ConsulError(f"{path}: no complete answer within {limit:.0f} s") from error
-        except httpx.HTTPError as error:
+        except (httpx.HTTPError, UnicodeError) as error:  # the host may begin with xn--
             raise ConsulError(f"{path}: {_cause(error)}") from error
 
     async def _receive(self, request: httpx.Request) -> Answer:
@@ -266,7 +266,7 @@ def _segment(text: str) -> str:
     return quote(text, safe="")
 
 
-def _cause(error: httpx.HTTPError) -> str:
+def _cause(error: Exception) -> str:
     """The innermost words: httpx's own say only that all attempts failed."""
     found: BaseException = error
     words = str(error)

@@ -207,6 +207,8 @@ class Policy:
             rows=rows,
             request=request,
             readings=readings,
+            claims=claims,
+            issuers=self._issuers,
         )
 
     # -- which row --------------------------------------------------------------------------

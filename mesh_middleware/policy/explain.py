@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any
 
 from mesh_middleware.policy.decision import Decision, IntentionRef, Reason
-from mesh_middleware.policy.intentions import Action
+from mesh_middleware.policy.intentions import Action, JWTRequirement
+from mesh_middleware.policy.jwt import AskedToken, Claims, Issuers, ask
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.rules import CompiledPermission, Rule
 
@@ -15,7 +18,9 @@ from mesh_middleware.policy.rules import CompiledPermission, Rule
 class TriedPermission:
     """A permission against one reading. `matched`: True, False, or None for unknown.
 
-    `failed` is the first condition that was not met, or empty.
+    `failed` is the first condition that was not met, or empty. `token`: what the permission asks
+    for where it may match and would allow. `refused`: why it refuses then, be it for its own
+    token or for that of the row.
     """
 
     reading: str
@@ -23,15 +28,21 @@ class TriedPermission:
     action: Action
     matched: bool | None
     failed: str
+    token: AskedToken | None = None
+    refused: Reason | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A row that covers the caller. Only the first `decides`."""
+    """A row that covers the caller. Only the first `decides`.
+
+    `token`: what the row asks of every request that it allows.
+    """
 
     intention: IntentionRef
     decides: bool
     permissions: tuple[TriedPermission, ...] = ()
+    token: AskedToken | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +53,11 @@ class JudgedReading:
     path: bytes
     tail: bytes
     decision: Decision | None
+
+    @property
+    def text(self) -> str:
+        """The path for people; what is not UTF-8 is escaped."""
+        return self.path.decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True, slots=True)
@@ -83,9 +99,11 @@ class Explanation:
         several = len(self.readings) > 1
         for candidate in self.candidates:
             yield f"  {candidate.intention}{' <- decides' if candidate.decides else ''}"
+            yield from (f"    {line}" for line in _token_lines(candidate.token))
             for tried in candidate.permissions:
                 reading = f" as {tried.reading}" if several else ""
                 yield f"    permission {tried.index} {tried.action}{reading}: {_outcome(tried)}"
+                yield from (f"      {line}" for line in _token_lines(tried.token))
 
     def _reading_lines(self) -> Iterator[str]:
         if not self.readings:
@@ -93,7 +111,26 @@ class Explanation:
         yield "readings of the path:"
         for reading in self.readings:
             said = "" if reading.decision is None else f": {_verdict(reading.decision)}"
-            yield f"  {reading.name} {reading.path.decode('utf-8', 'backslashreplace')}{said}"
+            yield f"  {reading.name} {reading.text}{said}"
+
+    def to_json(self) -> dict[str, Any]:
+        """The trail beside the decision, for ``explain --json``; its shape is documented."""
+        return {
+            "caller": self.source,
+            "default": self.default_action.value,
+            "detail": self.decision.detail,
+            "candidates": [asdict(candidate) for candidate in self.candidates],
+            "readings": [
+                {
+                    "reading": each.name,
+                    "path": each.text,
+                    "allowed": each.decision and each.decision.allowed,
+                    "reason": each.decision and each.decision.reason,
+                }
+                for each in self.readings
+            ],
+            "nearest": [asdict(near) for near in self.decision.nearest],
+        }
 
 
 def explain(
@@ -104,16 +141,22 @@ def explain(
     rows: Sequence[Rule],
     request: HTTPRequest | None,
     readings: Iterable[tuple[str, bytes, bytes, Decision | None]],
+    claims: Claims,
+    issuers: Issuers,
 ) -> Explanation:
     """Put the trail together. `rows` cover the caller, highest precedence first."""
     judged = tuple(JudgedReading(*reading) for reading in readings)
+    deciding = decision.reason not in _BEFORE_ANY_ROW
+    asked = partial(ask, claims=claims, issuers=issuers)
     return Explanation(
         decision=decision,
         source=source,
         default_action=default_action,
         candidates=tuple(
-            Candidate(row.ref, decides, tuple(_tried(row, request, judged)) if decides else ())
-            for row, decides in zip(rows, _deciding(decision, len(rows)), strict=True)
+            _deciding(row, request, judged, asked)
+            if deciding and number == 0
+            else Candidate(row.ref, decides=False)
+            for number, row in enumerate(rows)
         ),
         readings=judged,
     )
@@ -130,31 +173,55 @@ _BEFORE_ANY_ROW = frozenset(
 )
 
 
-def _deciding(decision: Decision, rows: int) -> list[bool]:
-    """For each row, whether it decides: the first does, where any row is asked at all."""
-    asked = decision.reason not in _BEFORE_ANY_ROW
-    return [asked and n == 0 for n in range(rows)]
+_Asked = Callable[[JWTRequirement | None], AskedToken | None]
 
 
-def _tried(
-    row: Rule, request: HTTPRequest | None, readings: Sequence[JudgedReading]
-) -> Iterator[TriedPermission]:
-    """The permissions in list order, for each reading up to the one that decided it."""
-    if request is None:
-        return
-    for reading in readings:
-        decided = None if reading.decision is None else reading.decision.permission
-        for permission in row.permissions[: None if decided is None else decided + 1]:
-            yield _try(permission, request, reading)
+def _deciding(
+    row: Rule, request: HTTPRequest | None, readings: Sequence[JudgedReading], asked: _Asked
+) -> Candidate:
+    """The row that decides, with what it asks for unless it says the same of every request."""
+    if request is None or row.static is not None:
+        return Candidate(row.ref, decides=True)
+    token = asked(row.jwt)
+    tried = tuple(
+        _try(permission, request, reading, token, asked)
+        for reading in readings
+        for permission in _reached(row, reading)
+    )
+    return Candidate(row.ref, True, tried, token)
+
+
+def _reached(row: Rule, reading: JudgedReading) -> Sequence[CompiledPermission]:
+    """The permissions in list order, up to the one that decided the reading."""
+    decided = None if reading.decision is None else reading.decision.permission
+    return row.permissions[: None if decided is None else decided + 1]
 
 
 def _try(
-    permission: CompiledPermission, request: HTTPRequest, reading: JudgedReading
+    permission: CompiledPermission,
+    request: HTTPRequest,
+    reading: JudgedReading,
+    of_row: AskedToken | None,
+    asked: _Asked,
 ) -> TriedPermission:
     answer = permission.matches(request, reading.path, reading.tail)
     failed = "" if answer else permission.matcher.first_failure(request, reading.path, reading.tail)
     action = Action.ALLOW if permission.allow else Action.DENY
-    return TriedPermission(reading.name, permission.index, action, answer, failed)
+    tried = TriedPermission(reading.name, permission.index, action, answer, failed)
+    if answer is False or not permission.allow:
+        return tried
+    token = asked(permission.jwt)
+    reasons = [each.reason for each in (of_row, token) if each and each.reason]
+    return replace(tried, token=token, refused=reasons[0] if reasons else None)
+
+
+def _token_lines(token: AskedToken | None) -> Iterator[str]:
+    if token is None:
+        return
+    if token.problem:
+        yield f"token: cannot be evaluated: {token.problem}"
+    for provider in token.providers:
+        yield f"token of {provider.name}: {provider.failed or 'good'}"
 
 
 def _verdict(decision: Decision) -> str:
@@ -162,6 +229,7 @@ def _verdict(decision: Decision) -> str:
 
 
 def _outcome(tried: TriedPermission) -> str:
-    if tried.matched:
-        return "matches"
-    return tried.failed if tried.matched is False else f"unknown, {tried.failed}"
+    if tried.matched is False:
+        return tried.failed
+    matched = "matches" if tried.matched else f"unknown, {tried.failed}"
+    return f"{matched}, but refuses: {tried.refused}" if tried.refused else matched

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from mesh_middleware.policy.intentions import (
@@ -21,6 +21,7 @@ from mesh_middleware.policy.intentions import (
     in_precedence_order,
 )
 from mesh_middleware.policy.match import compile_http
+from mesh_middleware.policy.patterns import shape_of
 
 
 class Severity(StrEnum):
@@ -67,7 +68,7 @@ def lint(
                 found += [
                     Finding(check, severity, str(row), index, why, instead)
                     for severity, why, instead in look_at_permission(
-                        permission, row.permissions[:index]
+                        permission, row.permissions[:index], row.permissions[index + 1 :]
                     )
                 ]
     return tuple(found)
@@ -76,7 +77,7 @@ def lint(
 # -- one permission ---------------------------------------------------------------------------
 
 
-def _prefix_without_slash(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+def _prefix_without_slash(permission: Permission, *_: Sequence[Permission]) -> Iterator[Said]:
     prefix = permission.http and permission.http.path_prefix
     if prefix and not prefix.endswith("/"):
         yield (
@@ -86,7 +87,7 @@ def _prefix_without_slash(permission: Permission, _: Sequence[Permission]) -> It
         )
 
 
-def _exact_without_slash(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+def _exact_without_slash(permission: Permission, *_: Sequence[Permission]) -> Iterator[Said]:
     exact = permission.http and permission.http.path_exact
     if permission.action is Action.DENY and exact and not exact.endswith("/"):
         yield (
@@ -96,26 +97,63 @@ def _exact_without_slash(permission: Permission, _: Sequence[Permission]) -> Ite
         )
 
 
-def _case_sensitive_deny(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+def _case_sensitive_deny(permission: Permission, *_: Sequence[Permission]) -> Iterator[Said]:
     if permission.action is not Action.DENY or permission.http is None:
         return
+    for criterion, missed, caseless in _paths_without_case(permission.http):
+        yield (
+            Severity.NOTE,
+            f"{criterion} is compared with case, so {missed} is not denied: another path to most "
+            "routers, the same to a file system that ignores case",
+            f"Write PathRegex {caseless!r}, or allow the good paths instead",
+        )
     for header in permission.http.headers:
         value = header.exact or header.prefix or header.suffix or header.contains
-        if (
-            value
-            and not header.ignore_case
-            and not header.invert
-            and value.lower() != value.upper()
-        ):
+        if header.ignore_case or header.invert:
+            continue
+        if value and _has_case(value):
             yield (
                 Severity.WARNING,
                 f"header {header.name!r} is compared with {value!r} case by case, so "
                 f"{value.swapcase()!r} is not denied",
                 "Add IgnoreCase (Consul 1.20.1), or allow the good values instead",
             )
+        if header.regex and _tells_case(header.regex):
+            yield (
+                Severity.WARNING,
+                f"header {header.name!r} is compared with Regex {header.regex!r} case by case, so "
+                "a value in other letters is not denied",
+                f"Write {'(?i)' + header.regex!r}, or allow the good values instead",
+            )
 
 
-def _exact_header_deny(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+def _paths_without_case(http: HTTPMatch) -> Iterator[tuple[str, str, str]]:
+    """Each path criterion that tells case: itself, what it misses, and a regex that does not."""
+    exact, prefix, regex = http.path_exact, http.path_prefix, http.path_regex
+    if exact is not None and _has_case(exact):
+        yield f"PathExact {exact!r}", f"{_in_other_case(exact)!r}", f"(?i){re.escape(exact)}"
+    if prefix is not None and _has_case(prefix):
+        below = ".*" if prefix.endswith("/") else "(/.*)?"
+        pattern = f"(?i){re.escape(prefix)}{below}"
+        yield f"PathPrefix {prefix!r}", f"{_in_other_case(prefix)!r}", pattern
+    if regex is not None and _tells_case(regex):
+        yield f"PathRegex {regex!r}", "the same path in other letters", f"(?i){regex}"
+
+
+def _in_other_case(text: str) -> str:
+    return text.lower() if text.upper() == text else text.upper()
+
+
+def _has_case(text: str) -> bool:
+    return text.lower() != text.upper()
+
+
+def _tells_case(pattern: str) -> bool:
+    shape = shape_of(pattern)
+    return shape is not None and shape.tells_case
+
+
+def _exact_header_deny(permission: Permission, *_: Sequence[Permission]) -> Iterator[Said]:
     if permission.action is not Action.DENY or permission.http is None:
         return
     for header in permission.http.headers:
@@ -128,7 +166,7 @@ def _exact_header_deny(permission: Permission, _: Sequence[Permission]) -> Itera
             )
 
 
-def _invert_on_absence(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+def _invert_on_absence(permission: Permission, *_: Sequence[Permission]) -> Iterator[Said]:
     for header in () if permission.http is None else permission.http.headers:
         if header.invert and not header.present:
             effect = "is not denied" if permission.action is Action.DENY else "is not matched"
@@ -139,7 +177,7 @@ def _invert_on_absence(permission: Permission, _: Sequence[Permission]) -> Itera
             )
 
 
-def _methods(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+def _methods(permission: Permission, *_: Sequence[Permission]) -> Iterator[Said]:
     methods = set() if permission.http is None else set(permission.http.methods)
     if "GET" not in methods or "HEAD" in methods:
         return
@@ -150,14 +188,34 @@ def _methods(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
             "Add HEAD to Methods",
         )
     else:
+        yield Severity.NOTE, "GET is allowed but HEAD is not", "Add HEAD to Methods"
+
+
+_PREFLIGHTED = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+
+
+def _preflight(
+    permission: Permission, earlier: Sequence[Permission], later: Sequence[Permission]
+) -> Iterator[Said]:
+    """What browsers ask first (CORS) has neither the token nor the headers of what follows."""
+    http = permission.http
+    if permission.action is not Action.ALLOW or http is None or "OPTIONS" in http.methods:
+        return
+    asked = replace(http, methods=("OPTIONS",), headers=())
+    if _PREFLIGHTED.intersection(http.methods) and not any(
+        other.action is Action.ALLOW and _surely_covers(other, asked)
+        for other in (*earlier, *later)
+    ):
         yield (
             Severity.NOTE,
-            "GET is allowed but HEAD is not, nor OPTIONS unless it is listed",
-            "Add HEAD to Methods, and OPTIONS where browsers call",
+            f"{', '.join(http.methods)} is allowed but OPTIONS is not, so the preflight (CORS) "
+            "that browsers send first is refused",
+            "Where browsers call, allow OPTIONS in a permission of its own, without Header and "
+            "JWT, which a preflight does not have; else leave it",
         )
 
 
-def _never_matches(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+def _never_matches(permission: Permission, *_: Sequence[Permission]) -> Iterator[Said]:
     http = permission.http
     for kind, value in () if http is None else _literal_paths(http):
         if not value.startswith("/"):
@@ -169,7 +227,7 @@ def _never_matches(permission: Permission, _: Sequence[Permission]) -> Iterator[
         yield Severity.WARNING, why, "Write the path as clients send it, without the query"
 
 
-def _ignore_case_with_regex(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+def _ignore_case_with_regex(permission: Permission, *_: Sequence[Permission]) -> Iterator[Said]:
     for header in () if permission.http is None else permission.http.headers:
         if header.ignore_case and header.regex is not None:
             yield (
@@ -179,7 +237,7 @@ def _ignore_case_with_regex(permission: Permission, _: Sequence[Permission]) -> 
             )
 
 
-def _regex(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
+def _regex(permission: Permission, *_: Sequence[Permission]) -> Iterator[Said]:
     http = permission.http
     patterns = [] if http is None else [http.path_regex, *(h.regex for h in http.headers)]
     for pattern in filter(None, patterns):
@@ -190,23 +248,21 @@ def _regex(permission: Permission, _: Sequence[Permission]) -> Iterator[Said]:
                 "always by a deny",
                 "RE2 has no look-around and no back-references: write it without",
             )
-        elif _NESTED_REPEAT.search(pattern):
+        elif (shape := shape_of(pattern)) and shape.ambiguous:
             yield (
                 Severity.NOTE,
-                f"{pattern!r} repeats a repetition: harmless in RE2, exponential in engines that "
-                "backtrack",
-                "Repeat once, so that the pattern is safe wherever it is copied to",
+                f"{pattern!r} repeats what can match one text in several ways: harmless in RE2, "
+                "exponential in engines that backtrack",
+                "Repeat once, with one way to match each character, so that the pattern is safe "
+                "wherever it is copied to",
             )
 
 
-_NESTED_REPEAT = re.compile(r"\([^()]*[+*][^()]*\)[+*{]")
-
-
-def _unreachable(permission: Permission, earlier: Sequence[Permission]) -> Iterator[Said]:
+def _unreachable(
+    permission: Permission, earlier: Sequence[Permission], _: Sequence[Permission]
+) -> Iterator[Said]:
     for index, other in enumerate(earlier):
-        if other.http is None or permission.http is None or other.jwt is not None:
-            continue
-        if not other.unknown and _covers(other.http, permission.http):
+        if permission.http is not None and _surely_covers(other, permission.http):
             harm = other.action is Action.ALLOW and permission.action is Action.DENY
             yield (
                 Severity.WARNING if harm else Severity.NOTE,
@@ -215,6 +271,13 @@ def _unreachable(permission: Permission, earlier: Sequence[Permission]) -> Itera
                 "Put the narrower permission before the broader one",
             )
             return
+
+
+def _surely_covers(broad: Permission, narrow: HTTPMatch) -> bool:
+    """True when `broad` is asked nothing beyond its HTTP block, and that covers `narrow`."""
+    if broad.http is None or broad.jwt is not None or broad.unknown:
+        return False
+    return _covers(broad.http, narrow)
 
 
 def _covers(broad: HTTPMatch, narrow: HTTPMatch) -> bool:
@@ -317,7 +380,10 @@ def _not_evaluable(row: Intention, _: Sequence[Intention], __: Action) -> Iterat
                 )
 
 
-PERMISSION_CHECKS: dict[str, Callable[[Permission, Sequence[Permission]], Iterator[Said]]] = {
+PermissionCheck = Callable[[Permission, Sequence[Permission], Sequence[Permission]], Iterator[Said]]
+"""Takes a permission, those before it in its row, and those behind it."""
+
+PERMISSION_CHECKS: dict[str, PermissionCheck] = {
     "prefix-without-slash": _prefix_without_slash,
     "exact-without-slash": _exact_without_slash,
     "case-sensitive-deny": _case_sensitive_deny,
@@ -325,6 +391,7 @@ PERMISSION_CHECKS: dict[str, Callable[[Permission, Sequence[Permission]], Iterat
     "ignore-case-with-regex": _ignore_case_with_regex,
     "invert-on-absence": _invert_on_absence,
     "methods-without-head": _methods,
+    "methods-without-options": _preflight,
     "never-matches": _never_matches,
     "regex": _regex,
     "unreachable-permission": _unreachable,

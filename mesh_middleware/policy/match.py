@@ -161,6 +161,15 @@ def _regex(pattern: str) -> ValueCheck | None:
     return matches
 
 
+def characters(pattern: str, among: str) -> frozenset[str] | None:
+    """Those of `among` that the pattern matches by themselves; None when it does not compile."""
+    try:
+        compiled = re2.compile(pattern.encode("utf-8", "surrogatepass"), _OPTIONS)
+    except re2.error:
+        return None
+    return frozenset(c for c in among if compiled.fullmatch(c.encode("utf-8", "surrogatepass")))
+
+
 def _header_condition(header: HeaderMatch, drop_underscores: bool) -> Condition:
     criteria = [
         (kind, value)

@@ -212,7 +212,13 @@ def canonical_path(path: bytes, normalization: Normalization = DEFAULT_NORMALIZA
         path = _ESCAPED_SLASH.sub(lambda found: bytes.fromhex(found[1].decode()), path)
     if normalization.path:
         path = _canonicalize(path)
-    return _SLASHES.sub(b"/", path) if normalization.merge_slashes else path
+    return _merged(path) if normalization.merge_slashes else path
+
+
+def _merged(path: bytes) -> bytes:
+    """One slash for each run of them; where there is nothing else, two (observed, Envoy 1.40)."""
+    merged = _SLASHES.sub(b"/", path)
+    return b"//" if merged == b"/" != path else merged
 
 
 def _canonicalize(path: bytes) -> bytes:

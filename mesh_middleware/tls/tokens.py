@@ -116,6 +116,27 @@ class TokenVerifier:
             return Reason.JWT_INVALID
         return self._verified(judge, tokens[0]) or Reason.JWT_INVALID
 
+    def why(self, name: str, request: HTTPRequest) -> str:
+        """What is wrong with the token that `verify` calls JWT_INVALID, in words; else empty.
+
+        It is judged anew, for people who ask. Nothing of the token is repeated.
+        """
+        judge = self._judges.get(name)
+        tokens = [] if judge is None else tokens_at(judge.provider.locations, request)
+        if judge is None or not tokens:
+            return ""
+        if len(tokens) > 1:
+            return "there are several in one place"
+        if len(tokens[0]) > MAX_TOKEN:
+            return f"it has more than {MAX_TOKEN} bytes"
+        judged = judge.judge(tokens[0])
+        if isinstance(judged, _Refused):
+            return judged.why
+        now, skew = self._clock(), judge.provider.clock_skew_seconds
+        if _is_over(judged, now - skew):
+            return "its time (exp) is over"
+        return "its time (nbf) is still to come" if _is_early(judged, now + skew) else ""
+
     def _verified(self, judge: _Judge, token: bytes) -> VerifiedToken | None:
         key = hashlib.sha256(judge.fingerprint + token).digest()
         if self.remembered.is_bad(key):
@@ -123,21 +144,19 @@ class TokenVerifier:
         found = self.remembered.good(key)
         if found is None:
             judged = judge.judge(token)
-            if isinstance(judged, _KeyUnknown):  # not remembered: the key may come any moment
+            if judged is _KEY_UNKNOWN:  # not remembered: the key may come any moment
                 self._unknown_key(judge.provider.name)
                 return None
-            if judged is None:
+            if isinstance(judged, _Refused):
                 self.remembered.add_bad(key)
                 return None
             found = judged
             self.remembered.add_good(key, found)
         now, skew = self._clock(), judge.provider.clock_skew_seconds
-        if found.expires is not None and now >= found.expires + skew:
+        if _is_over(found, now - skew):
             self.remembered.add_bad(key)
             return None
-        if found.not_before is not None and now < found.not_before - skew:
-            return None
-        return found
+        return None if _is_early(found, now + skew) else found
 
     def scrub(self, headers: Headers, claims: RequestClaims | None = None) -> Headers:
         """What the application sees of an allowed request's headers.
@@ -207,11 +226,15 @@ class RequestClaims(Mapping[str, Any]):
         return sum(1 for _ in self)
 
 
-class _KeyUnknown:
-    """No key of the provider fits, and a newer set of keys may have one that does."""
+@dataclass(frozen=True, slots=True)
+class _Refused:
+    """A token that can never count; `why` in words that repeat nothing of it."""
+
+    why: str
 
 
-_KEY_UNKNOWN: Final = _KeyUnknown()
+# But this one may count with a newer set of keys.
+_KEY_UNKNOWN: Final = _Refused("no key of the provider that is known here signed it")
 
 
 class _Judge:
@@ -228,22 +251,26 @@ class _Judge:
         self.payload_header = b"" if forwarding is None else forwarding.header.lower().encode()
         self.pads = forwarding is not None and forwarding.pad
 
-    def judge(self, token: bytes) -> VerifiedToken | _KeyUnknown | None:
-        """The token, None when it can never count, or that its key is not here."""
+    def judge(self, token: bytes) -> VerifiedToken | _Refused:
+        """The token, or why it does not count."""
         if not _TOKEN.fullmatch(token):
-            return None
+            return _Refused("it is not a signed JWT of three parts")
         parts = token.split(b".")
         header, claimed = _json_object(_decoded(parts[0])), _json_object(_decoded(parts[1]))
-        if header is None or claimed is None or "crit" in header:
-            return None
+        if header is None or claimed is None:
+            return _Refused("its header or payload is not a JSON object")
+        if "crit" in header:
+            return _Refused("its header has crit")
         if not self.provider.issuer or claimed.get("iss") != self.provider.issuer:
-            return None
+            return _Refused(f"its iss is not the provider's Issuer, {self.provider.issuer!r}")
         kid, algorithm = header.get("kid"), header.get("alg")
         if not isinstance(kid, str | None) or not isinstance(algorithm, str):
-            return None
+            return _Refused("its kid or alg is not text")
         payload = self._signed(token, kid, algorithm)
         if payload is None:
-            return None if self.keys.names(kid) else _KEY_UNKNOWN
+            if not self.keys.names(kid):
+                return _KEY_UNKNOWN
+            return _Refused("the key of its kid did not sign it, or is not for its alg")
         return self._accepted(payload, parts[1])
 
     def _signed(self, token: bytes, kid: str | None, algorithm: str) -> Mapping[str, Any] | None:
@@ -253,13 +280,13 @@ class _Judge:
                 return _json_object(payload)
         return None
 
-    def _accepted(self, payload: Mapping[str, Any], segment: bytes) -> VerifiedToken | None:
+    def _accepted(self, payload: Mapping[str, Any], segment: bytes) -> VerifiedToken | _Refused:
         wanted = self.provider.audiences
         if wanted and wanted.isdisjoint(_audiences(payload.get("aud"))):
-            return None
+            return _Refused("its aud has none of the provider's Audiences")
         expires, not_before = payload.get("exp"), payload.get("nbf")
         if not _is_time(expires) or not _is_time(not_before):
-            return None
+            return _Refused("its exp or nbf is not a number of seconds")
         return VerifiedToken(MappingProxyType(payload), segment.rstrip(b"="), not_before, expires)
 
 
@@ -303,6 +330,14 @@ def _audiences(aud: Any) -> Iterable[str]:
     if isinstance(aud, str):
         return (aud,)
     return [item for item in aud if isinstance(item, str)] if isinstance(aud, list) else ()
+
+
+def _is_over(token: VerifiedToken, at: float) -> bool:
+    return token.expires is not None and at >= token.expires
+
+
+def _is_early(token: VerifiedToken, at: float) -> bool:
+    return token.not_before is not None and at < token.not_before
 
 
 def _is_time(value: Any) -> bool:

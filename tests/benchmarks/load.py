@@ -3,7 +3,9 @@
 One thread for each connection, blocking sockets, a prepared request; responses are read by
 Content-Length. Run as a process of its own, so that it can have a core of its own:
 
-    python -m tests.benchmarks.load PORT CERT KEY ROOTS SECONDS CONNECTIONS keep|new
+    python -m tests.benchmarks.load PORT CERT KEY ROOTS SECONDS CONNECTIONS keep|new|paced
+
+As fast as they are answered, on one connection or a new one for each; or at a fixed rate.
 """
 
 from __future__ import annotations
@@ -14,6 +16,9 @@ import ssl
 import sys
 import threading
 import time
+
+PACE_SECONDS = 0.02
+"""Between two requests of a connection that keeps a rate."""
 
 REQUEST = b"GET /hello HTTP/1.1\r\nhost: api\r\nuser-agent: bench\r\naccept: */*\r\n\r\n"
 
@@ -78,8 +83,16 @@ class Load:
             with self.connect() as connection:
                 self.ask(connection, now)
 
+    def paced(self) -> None:
+        """Requests at a fixed rate, each timed from when it was due: waiting is not left out."""
+        with self.connect() as connection:
+            due = time.monotonic()
+            while (due := due + PACE_SECONDS) < self.deadline:
+                time.sleep(max(0.0, due - time.monotonic()))
+                self.ask(connection, due)
+
     def guarded(self, mode: str) -> None:
-        """`keep` or `new`; a failure is kept for the report."""
+        """One of the three; a failure is kept for the report."""
         try:
             getattr(self, mode)()
         except (OSError, StopIteration) as error:
@@ -105,6 +118,7 @@ def main(argv: list[str]) -> int:
                 "per_second": len(load.latencies) / took,
                 "p50_ms": latencies[len(latencies) // 2] * 1000,
                 "p99_ms": latencies[len(latencies) * 99 // 100] * 1000,
+                "longest_ms": latencies[-1] * 1000,
                 "failures": load.failures,
             }
         )

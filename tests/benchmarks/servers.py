@@ -79,9 +79,9 @@ def listens(port: int) -> bool:
     return wanted in Path("/proc/net/tcp").read_text()
 
 
-def run_load(port: int, certificates: Certificates, seconds: float, mode: str) -> dict[str, float]:
-    """One run of the load generator on the other core; its figures."""
-    command = [sys.executable, "-m", "tests.benchmarks.load", str(port), *certificates.of("web")]
+def run_load(port: int, client: list[str], seconds: float, mode: str) -> dict[str, float]:
+    """One run of the load generator on the other core; its figures. `client`: `Certificates.of`."""
+    command = [sys.executable, "-m", "tests.benchmarks.load", str(port), *client]
     process = subprocess.Popen(
         [*command, str(seconds), "4", mode], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -98,7 +98,7 @@ def measured(
 ) -> dict[str, float]:
     """A run with the server's CPU beside it."""
     before = cpu_seconds(pid)
-    figures = run_load(port, certificates, seconds, mode)
+    figures = run_load(port, certificates.of("web"), seconds, mode)
     figures["cpu_us"] = (cpu_seconds(pid) - before) / max(figures["requests"], 1) * 1e6
     return figures
 
@@ -127,7 +127,7 @@ def compare(mode: str, *, seconds: float, rounds: int) -> str:
         ):
             pids = dict(zip(ports, (first, second, third), strict=True))
             for port in ports.values():  # warm up
-                run_load(port, certificates, seconds / 4, mode)
+                run_load(port, certificates.of("web"), seconds / 4, mode)
             for _ in range(rounds):
                 for name, port in ports.items():
                     runs[name].append(measured(pids[name], port, certificates, seconds, mode))

@@ -11,6 +11,7 @@ from tests.benchmarks.measure import cpu_seconds, medians, spread
 def test_decisions() -> None:
     printed = decisions.report(short=True)
     assert "8 literal permissions" in printed
+    assert "new token, RS256" in printed
     assert "| 100 |" in printed
 
 
@@ -18,6 +19,7 @@ def test_middleware() -> None:
     assert "launcher and middleware, L4" in middleware.report(short=True)
 
 
+@pytest.mark.slow
 def test_stall() -> None:
     assert "| none |" in stall.report(short=True)
 

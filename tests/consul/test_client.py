@@ -209,6 +209,13 @@ def test_nobody_listens() -> None:
     assert caught.value.status is None
 
 
+@pytest.mark.parametrize("host", ["xn--x", "xn--9999b.example", "a..b"])
+def test_a_host_that_is_none_does_not_answer(host: str) -> None:
+    with pytest.raises(ConsulError) as caught:
+        over_socket(lambda c: c.roots(), f"https://{host}:1")
+    assert caught.value.status is None
+
+
 @pytest.mark.parametrize(
     "raw",
     [

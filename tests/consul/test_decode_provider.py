@@ -6,7 +6,7 @@ import base64
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_middleware.consul.decode_provider import decode_provider, decode_providers
@@ -25,6 +25,7 @@ from mesh_middleware.tls.providers import (
     TokenProvider,
     TrustedCA,
 )
+from tests.fuzzing import fuzz
 
 JWKS = b'{"keys": []}'
 LOCAL = {"Local": {"JWKS": base64.b64encode(JWKS).decode()}}
@@ -364,7 +365,7 @@ _JSON = st.recursive(
 )
 
 
-@settings(deadline=None, derandomize=True, database=None)
+@fuzz(100, cost=4)
 @given(_JSON, st.dictionaries(_NAMES, _JSON, max_size=3))
 def test_any_json_gives_a_provider_or_a_decode_error(whole: Any, changes: dict[str, Any]) -> None:
     for document in (whole, [whole], entry(**changes), remote(**changes)):

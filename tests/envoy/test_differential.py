@@ -7,8 +7,6 @@ The one corner where Consul's rules leave the documented precedence is left out.
 
 from __future__ import annotations
 
-import os
-import time
 from collections import Counter
 from pathlib import Path
 
@@ -16,6 +14,7 @@ import pytest
 
 from mesh_middleware.policy.decision import Decision
 from mesh_middleware.policy.engine import Policy, compile_policy
+from mesh_middleware.policy.intentions import Action, HTTPMatch, Intention, Permission
 from mesh_middleware.policy.request import (
     PLAIN_TARGET,
     EscapedSlashes,
@@ -26,9 +25,9 @@ from mesh_middleware.policy.request import (
 from tests.envoy.proxy import Client, Listener, running
 from tests.envoy.rbac import rbac
 from tests.envoy.worlds import TRUST_DOMAIN, Ask, Dice, World
+from tests.fuzzing import EXAMPLES, examples, first_seed
 
-EXAMPLES = int(os.environ.get("MESH_FUZZ_EXAMPLES", "0"))
-WORLDS = EXAMPLES or 1000
+WORLDS = examples(1000)
 BATCH = 500
 REQUESTS = 16
 
@@ -107,10 +106,6 @@ def compare(
                     assert not wrong, (wrong, envoy, seeds[number], decision, ask, world, setting)
 
 
-def first_seed() -> int:
-    return time.time_ns() if EXAMPLES else 0
-
-
 @pytest.mark.timeout(36000 if EXAMPLES else 120)
 def test_requests_are_decided_as_a_real_envoy_decides_them(tmp_path: Path) -> None:
     met: Counter[str] = Counter()
@@ -134,3 +129,14 @@ def test_with_the_settings_of_a_mesh_we_allow_nothing_that_envoy_denies(
     compare(SETTINGS[number], range(first, first + worlds), 80, tmp_path, met)
     print(SETTINGS[number], dict(met))
     assert sum(count for kind, count in met.items() if "deny, we refuse" in kind) > worlds
+
+
+@pytest.mark.parametrize("target", [b"//", b"///", b"//.;x/", b"/x/..//"])
+def test_where_slashes_are_merged_a_path_of_slashes_has_two(tmp_path: Path, target: bytes) -> None:
+    permission = Permission(Action.DENY, HTTPMatch(path_exact="//"))
+    world = World([Intention("web", "api", permissions=(permission,))], Action.ALLOW)
+    setting, ask = Normalization(merge_slashes=True), Ask("web", "GET", target, ())
+    rules = [rbac(world.rows, world.default, TRUST_DOMAIN)]
+    with running([Listener(setting, rules)], tmp_path) as (port,), Client(port) as client:
+        assert verdict(client.ask(ask.wire("0.test"))) == "deny"
+    assert not decide(policy_of(world, setting), ask, "0.test").allowed

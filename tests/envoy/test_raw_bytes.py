@@ -8,12 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import random
 import re
 import socket
 import threading
-import time
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -28,9 +26,9 @@ from mesh_middleware.server.protocols import MeshScope, protocol_class
 from mesh_middleware.testing import TRUST_DOMAIN, as_service, static_mesh
 from tests.envoy.proxy import Listener, running
 from tests.envoy.rbac import rbac
+from tests.fuzzing import EXAMPLES, examples, first_seed
 from tests.support import wait_for
 
-EXAMPLES = int(os.environ.get("MESH_FUZZ_EXAMPLES", "0"))
 CALLER = f"spiffe://{TRUST_DOMAIN}/ns/default/dc/dc1/svc/web".encode()
 
 
@@ -173,8 +171,8 @@ def envoys(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[int]]:
 @pytest.mark.parametrize("http", ["h11", "httptools", "zttp"])
 def test_no_handler_runs_where_envoy_answers_403(http: str, envoys: list[int]) -> None:
     met: Counter[str] = Counter()
-    first = time.time_ns() if EXAMPLES else 0
-    each = (EXAMPLES or 600) // len(WORLDS)
+    first = first_seed()
+    each = examples(600) // len(WORLDS)
     for world, envoy in enumerate(envoys):
         with serving(http, world) as port:
             for seed in range(first + world * each, first + (world + 1) * each):

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import json
-import os
 import random
 import time
 from collections import Counter
@@ -42,18 +41,17 @@ from mesh_middleware.policy.request import (
     split_target,
 )
 from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID
+from tests.fuzzing import examples, first_seed
 from tests.policy.dice import SLY, Dice
 from tests.policy.naive import Refuse, allows, service_of
 from tests.policy.worlds import GATEWAY, PEERED, TRUST_DOMAIN, compiled, request, xfcc
 
-EXAMPLES = int(os.environ.get("MESH_FUZZ_EXAMPLES", "0"))
 VECTORS = Path(__file__).parent.parent / "data" / "conformance" / "rules.json"
 
 
 def runs(name: str, few: int) -> Iterator[random.Random]:
     """A random source for each run; says at the end how many there were and how fast."""
-    count, began = EXAMPLES or few, time.monotonic()
-    first = time.time_ns() if EXAMPLES else 0
+    count, began, first = examples(few), time.monotonic(), first_seed()
     for seed in range(first, first + count):
         yield random.Random(seed)
     rate = count / (time.monotonic() - began) * 60

@@ -459,7 +459,9 @@ def canonical(world: World, path: bytes) -> bytes:
     if rules.get("path", True):
         path = tidy(path)
     if rules.get("merge_slashes"):
-        path = re.sub(rb"/+", b"/", path)
+        # Envoy: a slash in front and one behind, where there are two; in between, what is between.
+        between = [part for part in path.split(b"/") if part]
+        path = b"/" + b"/".join(between) + (b"/" if len(path) > 1 and path.endswith(b"/") else b"")
     return path
 
 

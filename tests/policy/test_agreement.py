@@ -2,35 +2,25 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections import Counter
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_middleware.policy.decision import Reason
+from tests.fuzzing import examples, first_seed, fuzz
 from tests.policy.dice import Dice
 from tests.policy.naive import Ask, World, allows, allows_connection
 from tests.policy.worlds import asks, compiled, identities, request, worlds
-
-EXAMPLES = int(os.environ.get("MESH_FUZZ_EXAMPLES", "0"))
-
-many = settings(
-    max_examples=EXAMPLES or 150,
-    deadline=None,
-    derandomize=not EXAMPLES,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
 
 
 def test_diced_requests_are_decided_as_the_naive_evaluator_decides() -> None:
     """Both outcomes are met often, or the dice would prove nothing."""
     reasons: Counter[Reason] = Counter()
     began = time.monotonic()
-    first = time.time_ns() if EXAMPLES else 0
-    for seed in range(first, first + (EXAMPLES or 1500)):
+    first = first_seed()
+    for seed in range(first, first + examples(1500)):
         dice = Dice(seed)
         world = dice.world()
         policy = compiled(world)
@@ -49,7 +39,7 @@ def test_diced_requests_are_decided_as_the_naive_evaluator_decides() -> None:
     assert all(count > total / 2000 for count in reasons.values()), reasons
 
 
-@many
+@fuzz(150)
 @given(world=worlds, several=st.lists(asks, min_size=1, max_size=6))
 def test_requests_are_decided_as_the_naive_evaluator_decides(
     world: World, several: list[Ask]
@@ -60,7 +50,7 @@ def test_requests_are_decided_as_the_naive_evaluator_decides(
         assert decision.allowed is allows(world, ask), (decision, ask)
 
 
-@many
+@fuzz(150, cost=2)
 @given(world=worlds, several=st.lists(identities, min_size=1, max_size=6))
 def test_connections_are_decided_as_the_naive_evaluator_decides(
     world: World, several: list[str]

@@ -6,7 +6,7 @@ import dataclasses
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_middleware.errors import SpiffeIDError
@@ -23,6 +23,7 @@ from mesh_middleware.policy.intentions import (
 )
 from mesh_middleware.policy.request import HTTPRequest, Normalization, Underscores
 from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID, TrustDomain
+from tests.fuzzing import fuzz
 from tests.policy.dice import Dice
 from tests.policy.naive import World
 from tests.policy.worlds import (
@@ -714,13 +715,7 @@ sources = st.one_of(
 )
 
 
-@settings(
-    max_examples=300,
-    deadline=None,
-    derandomize=True,
-    database=None,
-    suppress_health_check=list(HealthCheck),
-)
+@fuzz(300, cost=2)
 @given(
     world=any_worlds,
     method=surrogates,
@@ -761,7 +756,7 @@ def test_deciding_never_raises(
     assert asked.explain(source).decision == asked.decide_connection(source)
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, database=None)
+@fuzz(60, cost=10)
 @given(any_worlds, any_asks)
 def test_default_refusals_always_say_what_came_near(world: World, ask: Any) -> None:
     decision = compiled(world).decide(ask.source, request(ask), ask.claims)

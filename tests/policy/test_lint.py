@@ -60,6 +60,30 @@ CASES: list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] = [
         [row(deny(header(Prefix="12")), ALL)],
     ),
     (
+        "case-sensitive-deny",
+        "deny",
+        [row(deny(header(Regex="block.*")), ALL)],
+        [row(deny(header(Regex="(?i)block.*")), deny(header(Regex="BLOCK", Invert=True)), ALL)],
+    ),
+    (
+        "case-sensitive-deny",
+        "deny",
+        [row(deny({"PathPrefix": "/admin/"}), ALL)],
+        [row(deny({"PathRegex": "(?i)/admin/.*"}), ALL)],
+    ),
+    (
+        "case-sensitive-deny",
+        "deny",
+        [row(deny({"PathExact": "/ADMIN/"}), ALL)],
+        [row(deny({"PathExact": "/42/"}), allow({"PathExact": "/public"}))],
+    ),
+    (
+        "case-sensitive-deny",
+        "deny",
+        [row(deny({"PathRegex": "/[Aa]dmin(/.*)?"}), ALL)],
+        [row(deny({"PathRegex": r"/\d+/[A-Za-z]+/[^/]+\w"}), ALL)],
+    ),
+    (
         "exact-header-deny",
         "deny",
         [row(deny(header(Exact="blocked", IgnoreCase=True)), ALL)],
@@ -94,6 +118,48 @@ CASES: list[tuple[str, str, list[dict[str, Any]], list[dict[str, Any]]]] = [
         "deny",
         [row(allow({"Methods": ["GET"]}))],
         [row(allow({"Methods": ["POST"]}))],
+    ),
+    (
+        "methods-without-options",
+        "deny",
+        [row(allow({"PathPrefix": "/a/", "Methods": ["GET", "HEAD", "PUT"]}))],
+        [row(allow({"PathPrefix": "/a/", "Methods": ["GET", "HEAD", "OPTIONS", "PUT"]}))],
+    ),
+    (
+        "methods-without-options",
+        "deny",
+        [
+            row(
+                allow({"PathPrefix": "/a/", "Methods": ["OPTIONS"]}),
+                allow({"PathPrefix": "/", "Methods": ["OPTIONS"]}, JWT=JWT),
+                deny({"PathPrefix": "/", "Methods": ["OPTIONS"]}),
+                allow({"PathPrefix": "/b/", "Methods": ["POST"]}),
+            )
+        ],
+        [
+            row(
+                allow({**header(Exact="1"), "PathPrefix": "/a/", "Methods": ["POST"]}, JWT=JWT),
+                allow({"PathPrefix": "/", "Methods": ["OPTIONS"]}),
+                deny({"PathPrefix": "/", "Methods": ["DELETE"]}),
+            )
+        ],
+    ),
+    (
+        "methods-without-options",
+        "deny",
+        [row(allow({"Methods": ["DELETE"]}))],
+        [row(allow({"Methods": ["GET", "HEAD"]}), allow(None), deny({"Methods": ["PATCH"]}))],
+    ),
+    (
+        "methods-without-options",
+        "deny",
+        [
+            row(
+                allow({**header(Exact="1"), "Methods": ["OPTIONS"]}),
+                allow({**header(Exact="1"), "Methods": ["PATCH"]}),
+            )
+        ],
+        [row(allow({"Methods": ["OPTIONS"]}), allow({**header(Exact="1"), "Methods": ["PATCH"]}))],
     ),
     (
         "never-matches",

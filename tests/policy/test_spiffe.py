@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_middleware.errors import SpiffeIDError
 from mesh_middleware.policy.spiffe import Kind, ServiceIdentity, SpiffeID, TrustDomain
+from tests.fuzzing import fuzz
 
 TD = TrustDomain("td.consul")
 
@@ -130,7 +131,7 @@ names = st.text(min_size=1, max_size=8).filter(
 )
 
 
-@settings(max_examples=200, deadline=None, derandomize=True, database=None)
+@fuzz(200, cost=10)
 @given(names, names, names, names)
 def test_what_is_printed_is_read_again(
     service: str, namespace: str, partition: str, datacenter: str

@@ -11,7 +11,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec, rsa
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from mesh_middleware.devagent.ca import CertificateAuthority
@@ -19,6 +19,7 @@ from mesh_middleware.errors import DecodeError, PeerIdentityError
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.spiffe import ServiceIdentity, SpiffeID, TrustDomain
 from mesh_middleware.tls import X509SVID, PeerCertificate, TrustBundle, check_peer
+from tests.fuzzing import fuzz
 from tests.tls.mesh import bundle_of, der_chain, svid_of
 
 CA = CertificateAuthority("t.consul")
@@ -317,9 +318,6 @@ def outcome(read, *args) -> object:
         return Reason(error.reason) and error
 
 
-FUZZ = settings(
-    max_examples=300, deadline=None, suppress_health_check=list(HealthCheck), database=None
-)
 GOOD = der_chain(CA.issue("web"))[0]
 BUNDLE = bundle_of(CA)
 SERIAL = b"\x02\x01" + bytes([x509.load_der_x509_certificate(GOOD).serial_number])
@@ -332,7 +330,7 @@ def der_of(certificate: x509.Certificate) -> bytes:
     return certificate.public_bytes(serialization.Encoding.DER)
 
 
-@FUZZ
+@fuzz(300)
 @given(st.binary(max_size=600))
 def test_random_bytes_are_no_certificate(data):
     assert isinstance(outcome(PeerCertificate.from_der, data), PeerIdentityError)
@@ -359,7 +357,7 @@ def _damaged(draw: st.DrawFn) -> bytes:
     return bytes(data)
 
 
-@FUZZ
+@fuzz(300)
 @given(_damaged())
 def test_a_damaged_certificate_gives_an_identity_or_our_error_and_is_never_proved(data):
     outcome(PeerCertificate.from_der, data)
@@ -369,14 +367,14 @@ def test_a_damaged_certificate_gives_an_identity_or_our_error_and_is_never_prove
         assert x509.load_der_x509_certificate(data).tbs_certificate_bytes == body
 
 
-@FUZZ
+@fuzz(300)
 @given(st.binary(max_size=80))
 def test_random_alternative_names_give_our_error(san):
     result = outcome(PeerCertificate.from_certificate, handmade(san=san))
     assert isinstance(result, PeerIdentityError)
 
 
-@FUZZ
+@fuzz(300, cost=3)
 @given(st.text(st.characters(max_codepoint=127), max_size=60))
 def test_random_uris_give_an_identity_or_our_error(text):
     for uri in (text, f"spiffe://t.consul/{text}", f"{WEB}{text}"):
@@ -385,7 +383,7 @@ def test_random_uris_give_an_identity_or_our_error(text):
             assert str(result.identity) == uri  # one spelling for one identity
 
 
-@FUZZ
+@fuzz(300)
 @given(st.binary(max_size=80), st.binary(max_size=80))
 def test_random_pem_gives_a_decode_error(cert, key):
     with pytest.raises(DecodeError):

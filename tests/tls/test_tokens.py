@@ -133,6 +133,11 @@ def _changed(text: bytes, part: int) -> bytes:
     return b".".join(parts)
 
 
+def _with_payload(text: bytes, claims: Any) -> bytes:
+    header, _, signature = text.split(b".")
+    return b".".join([header, raw_token({}, claims).split(b".")[1], signature])
+
+
 REFUSED = {
     "not a token": b"opaque",
     "two parts": b"e30.e30",
@@ -140,6 +145,7 @@ REFUSED = {
     "no signature": token().rpartition(b".")[0] + b".",
     "changed header": _changed(token(), 0),
     "changed payload": _changed(token(), 1),
+    "other payload": _with_payload(token(), payload(sub="root")),
     "changed signature": _changed(token(), 2),
     "signed by another": token(name="b", headers={"kid": "a"}),
     "alg none": raw_token({"alg": "none", "kid": "a"}, payload()),
@@ -156,9 +162,9 @@ REFUSED = {
     "header is not JSON": raw_token(b"{", payload(), b"x" * 64),
     "payload is a list": signed(b"[]"),
     "payload is UTF-16": signed(json.dumps(payload()).encode("utf-16")),
-    "deeply nested": raw_token(b'{"a":' * 3000 + b"1" + b"}" * 3000, payload()),
+    "deeply nested": raw_token(b"[" * 5000 + b"]" * 5000, payload(), b"x" * 64),
     "other issuer": token(iss=ISSUER + "/"),
-    "issuer in a list": raw_token({"alg": "ES256", "kid": "a"}, payload(iss=[ISSUER])),
+    "issuer in a list": raw_token({"alg": "ES256", "kid": "a"}, payload(iss=[ISSUER]), b"x" * 64),
     "no issuer": token(iss=None),
     "expired": token(exp=NOW - 30),
     "not yet": token(nbf=NOW + 31),
@@ -170,9 +176,85 @@ REFUSED = {
 }
 
 
+# What people are told, and of which of the above.
+WHY = {
+    "it is not a signed JWT of three parts": [
+        "not a token",
+        "two parts",
+        "four parts",
+        "no signature",
+        "alg none",
+        "alg None",
+        "bytes that are not ASCII",
+        "junk in the signature",
+        "too much padding",
+        "space",
+        "empty parts",
+    ],
+    "its header or payload is not a JSON object": [
+        "changed header",
+        "changed payload",
+        "deeply nested",
+        "header is a list",
+        "header is not JSON",
+        "payload is a list",
+        "payload is UTF-16",
+    ],
+    "its header has crit": ["crit", "b64"],
+    f"its iss is not the provider's Issuer, {ISSUER!r}": [
+        "other issuer",
+        "issuer in a list",
+        "no issuer",
+    ],
+    "its kid or alg is not text": [
+        "no alg",
+        "alg is a number",
+        "alg is a list",
+        "kid is a number",
+    ],
+    "the key of its kid did not sign it, or is not for its alg": [
+        "changed signature",
+        "other payload",
+        "signed by another",
+        "other algorithm",
+    ],
+    "no key of the provider that is known here signed it": ["unknown kid"],
+    "its time (exp) is over": ["expired"],
+    "its time (nbf) is still to come": ["not yet"],
+}
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_is_not_right_is_invalid(case: str) -> None:
     assert outcome(REFUSED[case]) is Reason.JWT_INVALID
+
+
+@pytest.mark.parametrize(
+    ("case", "why"), [pytest.param(case, why, id=case) for why in WHY for case in WHY[why]]
+)
+def test_people_are_told_what_is_wrong(case: str, why: str) -> None:
+    assert verifier().why("okta", bearer(REFUSED[case])) == why
+
+
+def test_there_are_words_for_everything_that_is_refused() -> None:
+    assert sorted(case for cases in WHY.values() for case in cases) == sorted(REFUSED)
+    bad = verifier(audiences=frozenset({"api"})).why("okta", bearer(token(aud="other")))
+    assert bad == "its aud has none of the provider's Audiences"
+    bad = verifier().why("okta", bearer(token(exp=True)))
+    assert bad == "its exp or nbf is not a number of seconds"
+    bad = verifier().why("okta", bearer(token(x="x" * MAX_TOKEN)))
+    assert bad == f"it has more than {MAX_TOKEN} bytes"
+    bad = verifier().why("okta", bearer(token(), (b"authorization", b"Bearer x")))
+    assert bad == "there are several in one place"
+
+
+def test_there_is_nothing_to_say_of_good_tokens_and_of_none() -> None:
+    using = verifier(clock_skew_seconds=60)
+    for text in (token(), token(exp=NOW - 59), token(nbf=NOW + 59)):
+        assert using.why("okta", bearer(text)) == ""
+    assert using.why("okta", HTTPRequest("GET", b"/")) == ""
+    assert using.why("unknown", bearer(b"x")) == ""
+    assert len(using.remembered) == 0
 
 
 def test_an_rsa_key_is_no_hmac_secret() -> None:
@@ -379,6 +461,13 @@ def test_the_least_used_makes_room_among_its_own_kind() -> None:
     found.add_bad(b"1")
     assert found.good(b"1") is None
     assert found.is_bad(b"1")
+
+
+def test_1024_tokens_are_remembered() -> None:
+    found: Remembered[int] = Remembered()
+    for number in range(1025):
+        found.add_good(b"%d" % number, number)
+    assert [found.good(b"%d" % number) for number in (0, 1, 1024)] == [None, 1, 1024]
 
 
 def test_what_was_remembered_ends_with_the_key(signatures: list[bytes]) -> None:
