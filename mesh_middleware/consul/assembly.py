@@ -12,6 +12,7 @@ stays. The tries, first hit wins:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -56,12 +57,19 @@ class Assembly:
     """Holds the newest of each part and makes the next `MeshState` of them.
 
     The `take_…` methods note a part and the time (unix seconds) of its answer; `next` gives the
-    state that follows from all of them.
+    state that follows from all of them. `pause` is called while many rows are compiled.
     """
 
-    def __init__(self, config: MeshConfig, peers: tuple[PeerBundle, ...] = ()) -> None:
+    def __init__(
+        self,
+        config: MeshConfig,
+        peers: tuple[PeerBundle, ...] = (),
+        *,
+        pause: Callable[[], object] | None = None,
+    ) -> None:
         self._config = config
         self._peers = peers
+        self._pause = pause
         self._bundle: TrustBundle | None = None
         self._svid: X509SVID | None = None
         self._intentions: tuple[Intention, ...] | None = None
@@ -224,6 +232,7 @@ class Assembly:
             jwt_providers=inputs.jwt_providers,
             peers=self._peers,
             previous=previous,
+            pause=self._pause,
         )
         same = previous is not None and policy.fingerprint == previous.fingerprint
         return previous if same and previous is not None else policy

@@ -49,7 +49,7 @@ BREATH_SECONDS = 0.001
 """Between two pieces of work, how long the manager's thread leaves Python's lock to others. A turn
 of the loop is not enough: it has the lock back before another thread is awake to take it."""
 
-_TURN_ROWS = 20  # about half a millisecond of decoding
+_TURN_ROWS = 80  # about two milliseconds of decoding
 _STALE_SHARE = 4  # a watch is heard of at least so often within the staleness bound
 
 
@@ -76,7 +76,7 @@ class Learner:
         self._publish = publish
         self._clock = clock
         self._failures = failures
-        self._assembly = Assembly(config, peers)
+        self._assembly = Assembly(config, peers, pause=_breathe)
         self._prober = DefaultProber(config, client, self._take_default, failures=failures)
         self._journal = Journal(config)
         self._bodies: dict[str, bytes] = {}
@@ -254,6 +254,10 @@ class Learner:
                 self._failures.set(mark, Failure.of(problem, FailureKind.OTHER))
 
 
+def _breathe() -> None:
+    time.sleep(BREATH_SECONDS)
+
+
 async def decode_in_turns(document: Any, service: str) -> list[Intention]:
     """`decode_matches` that lets others run in between.
 
@@ -267,7 +271,7 @@ async def decode_in_turns(document: Any, service: str) -> list[Intention]:
     for number, row in enumerate(rows):
         decoded.append(decode_intention(row, f"{service}[{number}]"))
         if number % _TURN_ROWS == _TURN_ROWS - 1:
-            await asyncio.sleep(0)
+            await asyncio.sleep(BREATH_SECONDS)
     return decoded
 
 

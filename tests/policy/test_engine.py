@@ -686,6 +686,17 @@ def test_a_row_that_moved_keeps_its_place() -> None:
     assert policy(named, wild, previous=first).decide(identity(), get()).allowed
 
 
+def test_many_rows_leave_time_for_others() -> None:
+    """At least one pause for each two hundred rows of work, and none for a usual list."""
+    pauses: list[None] = []
+    many = [Intention(f"web{number}", "api", ALLOW) for number in range(1000)]
+    policy(*many, pause=lambda: pauses.append(None))
+    assert len(pauses) >= 10
+    pauses.clear()
+    policy(*many[:50], pause=lambda: pauses.append(None))
+    assert pauses == []
+
+
 def test_decisions_with_and_without_previous_are_the_same() -> None:
     for seed in range(150):
         dice = Dice(seed)
