@@ -83,7 +83,7 @@ def serving(app: Any, context: ssl.SSLContext | None = None, **options: Any) -> 
 @contextmanager
 def running(server: uvicorn.Server) -> Iterator[int]:
     """`server` in a thread on a free loopback port; stopped and joined at the end."""
-    listener = socket.socket()
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.bind(("127.0.0.1", 0))
     thread = threading.Thread(target=server.run, args=([listener],), daemon=True)
     thread.start()
