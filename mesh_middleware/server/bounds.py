@@ -2,7 +2,7 @@
 
 With httptools a head may be of any length, and with both parsers it may take for ever: a peer that
 no intention lets in could still hold connections and memory. Nothing is done for a head that
-arrives in one piece, as nearly all do.
+arrives in one piece, as nearly all do. For HTTP/2 see `streams`.
 """
 
 from __future__ import annotations
@@ -13,14 +13,12 @@ from typing import Any
 
 from uvicorn.importer import import_from_string
 
-from mesh_middleware.server.linger import LINGER_SECONDS
+from mesh_middleware.server.awaited import Awaited
+from mesh_middleware.server.streams import BoundedStreams
 
 HEAD_BYTES = 65536
 """As h11's; ``--h11-max-incomplete-event-size`` sets it for both. What one read of the socket
 brings may come on top."""
-
-HEAD_SECONDS = 30.0
-"""From the end of the handshake, or the first byte of a later request, to the end of its head."""
 
 _TOO_LARGE = (
     b"HTTP/1.1 431 Request Header Fields Too Large\r\n"
@@ -28,25 +26,12 @@ _TOO_LARGE = (
 )
 
 
-class BoundedHead:
+class BoundedHead(Awaited):
     """Mixed into uvicorn's protocols of HTTP/1.1, before them: `cycle` is the newest request."""
 
     cycle: Any
-    transport: Any
     config: Any
-    loop: asyncio.AbstractEventLoop
     _head = 0
-    _timer: asyncio.TimerHandle | None = None
-
-    def connection_made(self, transport: Any) -> None:
-        """As in the base class; the first head has to come."""
-        super().connection_made(transport)  # type: ignore[misc]
-        self._arm()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        """As in the base class."""
-        self._disarm()
-        super().connection_lost(exc)  # type: ignore[misc]
 
     def data_received(self, data: bytes) -> None:
         """As in the base class, unless the head is too long."""
@@ -68,29 +53,13 @@ class BoundedHead:
         cycle = self.cycle
         return cycle is None or (cycle.response_complete and not cycle.more_body)
 
-    def _arm(self) -> None:
-        self._timer = self.loop.call_later(HEAD_SECONDS, self._too_late)
-
     def _disarm(self) -> None:
         self._head = 0
-        if self._timer is not None:
-            self._timer.cancel()
-            self._timer = None
-
-    def _too_late(self) -> None:
-        self._timer = None
-        # a WebSocket has taken the connection over
-        if self.transport.get_protocol() is self and not self.transport.is_closing():
-            self._end()
-
-    def _end(self) -> None:
-        """Close; a peer that goes on sending would be listened to for half a minute more."""
-        self.transport.close()
-        self.loop.call_later(LINGER_SECONDS, self.transport.abort)
+        super()._disarm()
 
 
 class BoundedChoice:
-    """Mixed into the protocol that chooses by ALPN: what it takes for HTTP/1.1 is bounded."""
+    """Mixed into the protocol that chooses by ALPN: what it chooses is bounded."""
 
     config: Any
     server_state: Any
@@ -99,10 +68,7 @@ class BoundedChoice:
     transport: Any
 
     def _switch(self, http2: bool, initial_data: bytes = b"") -> None:
-        if http2:
-            super()._switch(http2=True, initial_data=initial_data)  # type: ignore[misc]
-            return
-        protocol = bounded(import_from_string(_PLAIN_ZTTP))(
+        protocol = bounded(import_from_string(_ZTTP_HTTP2 if http2 else _ZTTP_HTTP1))(
             config=self.config,
             server_state=self.server_state,
             app_state=self.app_state,
@@ -114,11 +80,16 @@ class BoundedChoice:
             protocol.data_received(initial_data)
 
 
-_PLAIN_ZTTP = "uvicorn.protocols.http.zttp_impl:ZttpProtocol"
+_ZTTP_HTTP1 = "uvicorn.protocols.http.zttp_impl:ZttpProtocol"
+_ZTTP_HTTP2 = "uvicorn.protocols.http.zttp_h2_impl:ZttpH2Protocol"
 
 
 @functools.cache
 def bounded(base: type) -> type:
     """`base`, a protocol class of uvicorn, with the bounds of this module."""
-    mixin = BoundedChoice if hasattr(base, "_switch") else BoundedHead
+    mixin: type = BoundedHead
+    if hasattr(base, "_switch"):
+        mixin = BoundedChoice
+    elif hasattr(base, "handle_rst_stream"):
+        mixin = BoundedStreams
     return type(f"Bounded{base.__name__}", (mixin, base), {})

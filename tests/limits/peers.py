@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from mesh_middleware._types import ASGIApp
 from mesh_middleware.middleware.asgi import MeshMiddleware
 from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import Action, Intention
@@ -52,7 +53,9 @@ class Service:
 
 
 @contextlib.contextmanager
-def service(http: str = "auto", *, http2: bool = False, **options: Any) -> Iterator[Service]:
+def service(
+    http: str = "auto", *, http2: bool = False, app: ASGIApp = app, **options: Any
+) -> Iterator[Service]:
     mesh = Mesh.new()
     contexts = mesh.contexts("api")
     policy = compile_policy(

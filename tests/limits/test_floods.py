@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 import os
-import socket
 import ssl
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
@@ -131,25 +130,3 @@ def test_a_message_of_a_websocket_is_limited() -> None:
             websocket.recv(10)
     assert closed.value.rcvd is not None
     assert closed.value.rcvd.code == 1009
-
-
-def test_streams_of_a_connection_are_limited() -> None:
-    """What zttp announces to HTTP/2 clients, and holds them to."""
-    from h2.config import H2Configuration  # noqa: PLC0415 - one test's
-    from h2.connection import H2Connection  # noqa: PLC0415
-    from h2.events import RemoteSettingsChanged  # noqa: PLC0415
-    from h2.settings import SettingCodes  # noqa: PLC0415
-
-    with service("zttp", http2=True) as api, closing(api.connect(alpn=("h2",))) as sock:
-        assert isinstance(sock, socket.socket)
-        client = H2Connection(H2Configuration(client_side=True))
-        client.initiate_connection()
-        sock.sendall(client.data_to_send())
-        sock.settimeout(10)
-        limit = None
-        while limit is None:
-            for event in client.receive_data(sock.recv(65536)):
-                if isinstance(event, RemoteSettingsChanged):
-                    changed = event.changed_settings.get(SettingCodes.MAX_CONCURRENT_STREAMS)
-                    limit = changed.new_value if changed else 0
-        assert 1 <= limit <= 1000, limit

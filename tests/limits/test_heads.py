@@ -9,7 +9,7 @@ from contextlib import closing
 import pytest
 from websockets.sync.client import connect as websocket_connect
 
-from mesh_middleware.server import bounds
+from mesh_middleware.server import awaited
 from tests.limits.peers import Service, ended, service
 from tests.server.mesh import request
 from tests.support import wait_for
@@ -22,7 +22,7 @@ START = b"GET / HTTP/1.1\r\nhost: mesh\r\n"
 def api(request: pytest.FixtureRequest) -> Iterator[Service]:
     http, _, http2 = request.param.partition(" with ")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(bounds, "HEAD_SECONDS", 1.0)
+        patch.setattr(awaited, "HEAD_SECONDS", 1.0)
         with service(http, http2=bool(http2)) as running:
             yield running
 
