@@ -14,7 +14,6 @@ application is not called.
 from __future__ import annotations
 
 import asyncio
-import math
 import time
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -22,10 +21,10 @@ from typing import Any, Final
 from starlette.concurrency import run_in_threadpool
 
 from mesh_middleware._types import ASGIApp, Receive, Scope, Send
-from mesh_middleware.errors import ConfigError, MeshError
+from mesh_middleware.errors import MeshError
 from mesh_middleware.middleware.audit import AuditRule, with_audit_header
 from mesh_middleware.middleware.enforcer import Enforcer
-from mesh_middleware.middleware.live import Live
+from mesh_middleware.middleware.live import Live, checked_drain
 from mesh_middleware.middleware.peer import (
     ENFORCED,
     EXTENSION,
@@ -108,9 +107,7 @@ class MeshMiddleware:
             app_root=app_root.rstrip("/") if isinstance(app_root, str) else "",
         )
         self._debug_headers = debug_headers
-        if not 0 <= drain_seconds < math.inf:
-            raise ConfigError(f"drain_seconds {drain_seconds!r}: give 0 or more seconds")
-        self._live = Live(self._enforcer, self._source, drain_seconds)
+        self._live = Live(self._enforcer, self._source, checked_drain(drain_seconds))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one scope."""

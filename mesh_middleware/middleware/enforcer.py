@@ -8,7 +8,7 @@ the mesh state, in this order:
 3. No proven caller (`middleware.peer`): 403.
 4. The policy decides: 403, or 400 for what is malformed.
 
-It is asked again about what is still open when the state changes (`middleware.live`).
+It is asked again about what is still open when the state changes (`middleware.live`, `live_wsgi`).
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from mesh_middleware._types import Environ, Scope
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.middleware.audit import Audit, AuditRule
 from mesh_middleware.middleware.headers import visible_headers
-from mesh_middleware.middleware.live import Ending, Open, Question
+from mesh_middleware.middleware.live import Asked, Ending, Question
 from mesh_middleware.middleware.peer import (
     ENFORCED,
     EXTENSION,
@@ -223,7 +223,7 @@ class Enforcer:
 
     # -- deciding again: `live.Judge` ---------------------------------------------------------
 
-    def judge_again(self, entry: Open, state: MeshState) -> Ending | None:
+    def judge_again(self, entry: Asked, state: MeshState) -> Ending | None:
         """Why `entry` must end under `state`; None while it may go on."""
         scope, request, extensions, ours, claims, _ = entry.asked
         caller, decision = self._decide(scope, request, extensions, ours, state, claims=claims)
@@ -234,7 +234,7 @@ class Enforcer:
             decision, refuse(decision.reason, request_id_of(request.headers), status=status)
         )
 
-    def judged_until(self, entry: Open) -> float:
+    def judged_until(self, entry: Asked) -> float:
         """Unix seconds until which the proof of the caller of `entry` holds by itself."""
         _, _, extensions, ours, _, _ = entry.asked
         peer = ours.get("peer")
@@ -242,7 +242,7 @@ class Enforcer:
             return peer.certificate.not_after
         return self._chains.until(extensions.get("tls"), time.time())
 
-    def ended(self, entry: Open, decision: Decision, state: MeshState) -> None:
+    def ended(self, entry: Asked, decision: Decision, state: MeshState) -> None:
         """Tell the log that `entry` was cut."""
         scope, request, _, _, _, caller = entry.asked
         fields = self._fields(scope, request, caller, decision, state)

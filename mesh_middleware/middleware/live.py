@@ -39,6 +39,7 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Final, Protocol
 
 from mesh_middleware._types import Message, Receive, Scope, Send
+from mesh_middleware.errors import ConfigError
 from mesh_middleware.middleware.peer import Caller
 from mesh_middleware.middleware.refusal import (
     LAST,
@@ -78,25 +79,38 @@ class Ending:
         return ConnectionAbortedError(f"ended by the mesh: {self.decision.reason}")
 
 
+Question = tuple[Scope, HTTPRequest, dict[str, Any], dict[str, Any], Claims, Caller | None]
+"""What was decided about: scope, request, extensions, ours, claims, caller. As it was then,
+because a router changes its scope as it goes down it."""
+
+
+class Asked(Protocol):
+    """Something open that a question was asked about."""
+
+    asked: Question
+
+
 class Judge(Protocol):
     """Who decides: an `Enforcer`."""
 
-    def judge_again(self, entry: Open, state: MeshState) -> Ending | None:
+    def judge_again(self, entry: Asked, state: MeshState) -> Ending | None:
         """None while `entry` may go on."""
         ...
 
-    def judged_until(self, entry: Open) -> float:
+    def judged_until(self, entry: Asked) -> float:
         """Unix seconds until which the proof of the caller holds, unless the state changes."""
         ...
 
-    def ended(self, entry: Open, decision: Decision, state: MeshState) -> None:
+    def ended(self, entry: Asked, decision: Decision, state: MeshState) -> None:
         """`entry` is being ended: tell."""
         ...
 
 
-Question = tuple[Scope, HTTPRequest, dict[str, Any], dict[str, Any], Claims, Caller | None]
-"""What was decided about: scope, request, extensions, ours, claims, caller. As it was then,
-because a router changes its scope as it goes down it."""
+def checked_drain(seconds: float) -> float:
+    """`seconds` as a middleware's ``drain_seconds``; ConfigError when they cannot be."""
+    if not 0 <= seconds < math.inf:
+        raise ConfigError(f"drain_seconds {seconds!r}: give 0 or more seconds")
+    return seconds
 
 
 class Open:

@@ -1,8 +1,8 @@
 """`MeshWSGIMiddleware`: each request of a WSGI application, decided as `MeshMiddleware` does.
 
 The environ becomes a scope (`middleware.environ`), the same code decides about it, and what it took
-away or added is done to the environ. What the application returns passes untouched: streaming,
-``close()``, ``start_response`` and its writer are the application's and the server's own affair.
+away or added is done to the environ. What the application returns passes as it comes, while the
+request is allowed (`middleware.live_wsgi`).
 
 Who calls, in this order:
 
@@ -29,6 +29,8 @@ from mesh_middleware.middleware.environ import (
     split_lines,
     without_collisions,
 )
+from mesh_middleware.middleware.live import checked_drain
+from mesh_middleware.middleware.live_wsgi import OpenCall, OpenResponse
 from mesh_middleware.middleware.peer import (
     EXTENSION,
     PEER_KEY,
@@ -74,12 +76,14 @@ class MeshWSGIMiddleware:
         enforcement: str | None = None,
         audit: Iterable[AuditRule] = (),
         debug_headers: bool = False,
+        drain_seconds: float = 0.0,
         identity_from: Iterable[IdentitySource] = (),
     ) -> None:
         self.app = app
         self._service = service or ""
         self._mesh = mesh
         self._debug_headers = debug_headers
+        self._drain_seconds = checked_drain(drain_seconds)
         self._enforcer = _LineEnforcer(
             service=service,
             mesh=mesh,
@@ -100,27 +104,33 @@ class MeshWSGIMiddleware:
         if before is not None and enforcer.covered(before, scope):
             return self.app(environ, start_response)
         extensions, ours = _proofs(scope, environ)
+        source = self._source() or self._start()
+        state = source.state
         found = enforcer.enforce(
-            scope, method, extensions, ours, self._state(), before=before, environ=environ
+            scope, method, extensions, ours, state, before=before, environ=environ
         )
         if isinstance(found, Refusal):
             return _refuse(environ, start_response, found)
         environ[PEER_KEY] = enforcement(scope)
         put_headers(environ, headers, scope["headers"])
+        if found is None:
+            return self.app(environ, start_response)
+        seen = (source, state.generation)
+        call = OpenCall(enforcer, self._source, found, seen, self._drain_seconds)
+        response = OpenResponse(call, environ, start_response, _refuse)
+        start: StartResponse = response.start
         if self._debug_headers:
-            start_response = _with_audit_header(environ, start_response)
-        return self.app(environ, start_response)
+            start = _with_audit_header(environ, start)
+        return response.of(self.app, start)
 
-    def _state(self) -> MeshState:
-        if self._mesh is not None:
-            return self._mesh.state
-        source = sources.get(self._service)
-        if source is None:
-            # Imported here: who gives a state of their own needs no agent and not its client.
-            from mesh_middleware import runtime  # noqa: PLC0415
+    def _source(self) -> StateSource | None:
+        return self._mesh or sources.get(self._service)
 
-            source = runtime.manager_for(self._service)
-        return source.state
+    def _start(self) -> StateSource:
+        # Imported here: who gives a state of their own needs no agent and not its client.
+        from mesh_middleware import runtime  # noqa: PLC0415
+
+        return runtime.manager_for(self._service)
 
 
 class _LineEnforcer(Enforcer):

@@ -241,25 +241,6 @@ def test_wrong_arguments(arguments: dict[str, Any]) -> None:
 # -- what the application gives back --------------------------------------------------------------
 
 
-def test_the_response_passes_untouched() -> None:
-    bodies: list[Body] = []
-    starts: list[Any] = []
-
-    def app(environ: dict[str, Any], start_response: Any) -> Body:
-        starts.append(start_response)
-        start_response("200 OK", [])
-        bodies.append(Body(iter([b"one", b"two"])))
-        return bodies[0]
-
-    def start(*_: Any) -> None:
-        """The server's."""
-
-    answer = guarded(app)(from_web(), start)
-    assert answer is bodies[0]
-    assert starts == [start]
-    assert not bodies[0].closed
-
-
 def test_threads_do_not_meet() -> None:
     """Each of many concurrent requests is decided for its own caller and path."""
     barrier = threading.Barrier(8)

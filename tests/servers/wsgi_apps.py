@@ -6,7 +6,9 @@ import json
 import os
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+from wsgiref.util import FileWrapper
 
 from mesh_middleware import PeerIdentityError, peer_identity
 
@@ -21,6 +23,13 @@ def whoami(environ: dict[str, Any], start_response: Any) -> Any:
         closed.clear()
         start_response("200 OK", HEADERS)
         return Endless()
+    if path == "/file":
+        start_response("200 OK", [*HEADERS, ("Content-Length", str(FILE_BYTES))])
+        return environ.get("wsgi.file_wrapper", FileWrapper)(Path("/dev/zero").open("rb"))
+    if path == "/upload":
+        print("reading", flush=True)
+        pieces = iter(lambda: environ["wsgi.input"].read(1000), b"")
+        return answer(start_response, {"read": sum(map(len, pieces))})
     if path == "/closed":
         return answer(start_response, {"closed": closed.wait(10)})
     try:
@@ -42,6 +51,9 @@ def answer(start_response: Any, said: dict[str, Any]) -> list[bytes]:
     body = json.dumps(said).encode()
     start_response("200 OK", [*HEADERS, ("Content-Length", str(len(body)))])
     return [body]
+
+
+FILE_BYTES = 10**12
 
 
 class Endless:
