@@ -16,7 +16,7 @@ Nothing else, unless a source is given (`middleware.proxies`). Others give no pr
 from __future__ import annotations
 
 import http
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any, Final
 
@@ -80,6 +80,17 @@ class MeshWSGIMiddleware:
         identity_from: Iterable[IdentitySource] = (),
     ) -> None:
         self.app = app
+        self.arguments: Mapping[str, Any] = {
+            "service": service,
+            "mesh": mesh,
+            "exempt_paths": exempt_paths if isinstance(exempt_paths, str) else tuple(exempt_paths),
+            "enforcement": enforcement,
+            "audit": tuple(audit),
+            "debug_headers": debug_headers,
+            "drain_seconds": drain_seconds,
+            "identity_from": tuple(identity_from),
+        }
+        """As `MeshMiddleware.arguments`."""
         self._service = service or ""
         self._mesh = mesh
         self._debug_headers = debug_headers
@@ -87,10 +98,10 @@ class MeshWSGIMiddleware:
         self._enforcer = _LineEnforcer(
             service=service,
             mesh=mesh,
-            exempt_paths=exempt_paths,
+            exempt_paths=self.arguments["exempt_paths"],
             enforcement=enforcement,
-            audit=audit,
-            identity_from=identity_from,
+            audit=self.arguments["audit"],
+            identity_from=self.arguments["identity_from"],
         )
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:

@@ -1,4 +1,4 @@
-"""The application's own `MeshMiddleware`, found before the launcher puts its own around it.
+"""The application's own middleware, found before the launcher puts its own around it.
 
 The launcher's middleware decides, and an inner one of the same service passes on. So what the
 application says there is taken over, or its author would be ignored without a word; and two
@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from mesh_middleware.middleware.asgi import MeshMiddleware
+from mesh_middleware.middleware.wsgi import MeshWSGIMiddleware
 from mesh_middleware.server.exits import ExitCode, LaunchError
 
 TAKEN_OVER = (
@@ -27,8 +28,9 @@ TAKEN_OVER = (
 def inner_arguments(app: Any, service: str) -> dict[str, Any]:
     """What the application's own middleware was given, as far as it is in `TAKEN_OVER`.
 
-    Looked for where FastAPI and Starlette keep what `add_middleware` was given, and in `app`
-    itself. `LaunchError` (usage) when it is for another service than `service`.
+    Looked for in `app` itself, where FastAPI and Starlette keep what `add_middleware` was given,
+    and in a WSGI application and its ``wsgi_app`` (Flask). `LaunchError` (usage) when it is for
+    another service than `service`.
     """
     arguments = _arguments(app)
     named = arguments.get("service")
@@ -46,6 +48,10 @@ def inner_arguments(app: Any, service: str) -> dict[str, Any]:
 def _arguments(app: Any) -> Mapping[str, Any]:
     if isinstance(app, MeshMiddleware):
         return app.arguments
+    wsgi = getattr(app, "app", None)  # what a `ThreadedWSGI` serves
+    guard = getattr(wsgi, "wsgi_app", wsgi)
+    if isinstance(guard, MeshWSGIMiddleware):
+        return guard.arguments
     for added in getattr(app, "user_middleware", ()):
         if getattr(added, "cls", None) is MeshMiddleware:
             kwargs: Mapping[str, Any] = added.kwargs

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import logging
+from typing import Any
 
 import pytest
 from fastapi import FastAPI
+from flask import Flask
 from starlette.applications import Starlette
 
+from mesh_middleware.flask import MeshExtension
 from mesh_middleware.middleware.asgi import MeshMiddleware
+from mesh_middleware.middleware.wsgi import MeshWSGIMiddleware
 from mesh_middleware.server.exits import ExitCode, LaunchError
 from mesh_middleware.server.inner import inner_arguments
 from mesh_middleware.server.worker import WithoutQueries
+from mesh_middleware.server.wsgi import ThreadedWSGI
 from mesh_middleware.testing import static_mesh
 from tests.server.apps import hello
 
@@ -28,6 +33,25 @@ def test_an_application_that_is_wrapped_by_hand_is_found_too() -> None:
     found = inner_arguments(app, "api")
     assert found["exempt_paths"] == ("/live",)
     MeshMiddleware(app, mesh=static_mesh("api"), **found)
+
+
+def hello_wsgi(_environ: Any, start_response: Any) -> list[bytes]:
+    start_response("200 OK", [])
+    return [b"hello"]
+
+
+def test_wsgi_applications_and_flask_are_looked_into() -> None:
+    wrapped = MeshWSGIMiddleware(hello_wsgi, service="api", drain_seconds=30)
+    assert inner_arguments(ThreadedWSGI(wrapped, 1), "api")["drain_seconds"] == 30
+    flask = Flask("api")
+    MeshExtension(flask, service="api", enforcement="audit")
+    found = inner_arguments(ThreadedWSGI(flask, 1), "api")
+    assert found["enforcement"] == "audit"
+    MeshMiddleware(hello, mesh=static_mesh("api"), **found)
+    with pytest.raises(LaunchError, match="books"):
+        inner_arguments(ThreadedWSGI(MeshWSGIMiddleware(hello_wsgi, service="books"), 1), "api")
+    assert inner_arguments(ThreadedWSGI(Flask("api"), 1), "api") == {}
+    assert inner_arguments(ThreadedWSGI(hello_wsgi, 1), "api") == {}
 
 
 def test_an_application_without_one_says_nothing() -> None:
