@@ -17,7 +17,7 @@ from mesh_middleware.policy.enforcement import EnforcementMode
 from mesh_middleware.server.exits import ExitCode
 from mesh_middleware.server.launcher import GRACE_SECONDS, serve
 from mesh_middleware.server.options import from_command_line, uvicorn_params
-from mesh_middleware.server.worker import WSGI_THREADS
+from mesh_middleware.server.worker import HANDSHAKE_SECONDS, WSGI_THREADS
 
 EXIT_CODES = """\b
 Exit codes:
@@ -108,9 +108,8 @@ OPTIONS: tuple[click.Parameter, ...] = (
     click.Option(
         ["--revoked-drain"],
         type=click.FloatRange(0, 86400),
-        default=0.0,
-        show_default=True,
-        help="Seconds for which an open HTTP request may go on once it is refused.",
+        help="Seconds for which an open HTTP request may go on once it is refused.  "
+        "[default: what the application's own MeshMiddleware says, else 0]",
     ),
     click.Option(
         ["--wsgi-threads"],
@@ -118,6 +117,13 @@ OPTIONS: tuple[click.Parameter, ...] = (
         default=WSGI_THREADS,
         show_default=True,
         help="Requests of a WSGI application (Flask, Django) at a time, in each worker.",
+    ),
+    click.Option(
+        ["--timeout-handshake"],
+        type=click.FloatRange(0, 3600, min_open=True),
+        default=HANDSHAKE_SECONDS,
+        show_default=True,
+        help="Seconds that a TLS handshake may take.",
     ),
     click.Option(["--dev"], is_flag=True, help="Run a development agent in this process."),
     click.Option(
@@ -153,8 +159,9 @@ def _run(
     grace: float,
     enforcement: str | None,
     debug_headers: bool,
-    revoked_drain: float,
+    revoked_drain: float | None,
     wsgi_threads: int,
+    timeout_handshake: float,
     dev: bool,
     dev_intentions: tuple[str, ...],
     **uvicorn_options: Any,
@@ -193,9 +200,10 @@ def _run(
                 grace=grace,
                 suggest=dev,
                 enforcement=enforcement,
-                debug_headers=debug_headers,
+                debug_headers=debug_headers or None,
                 drain_seconds=revoked_drain,
                 wsgi_threads=wsgi_threads,
+                timeout_handshake=timeout_handshake,
                 **options,
             )
     except ConfigError as error:

@@ -12,6 +12,7 @@ Restart, with ``--workers``: SIGHUP replaces the workers one after the other; se
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
 import sys
@@ -38,7 +39,13 @@ from mesh_middleware.server.reload import Reloader
 from mesh_middleware.server.reports import SharedReports
 from mesh_middleware.server.signals import Signals
 from mesh_middleware.server.supervisor import SPARE_ROWS, Supervisor
-from mesh_middleware.server.worker import WSGI_THREADS, Settings, Worker, uvicorn_config
+from mesh_middleware.server.worker import (
+    HANDSHAKE_SECONDS,
+    WSGI_THREADS,
+    Settings,
+    Worker,
+    uvicorn_config,
+)
 
 logger = logging.getLogger("mesh_middleware.server")
 
@@ -234,25 +241,27 @@ def serve(
     grace: float = GRACE_SECONDS,
     suggest: bool = False,
     enforcement: str | None = None,
-    audit: Iterable[AuditRule] = (),
-    debug_headers: bool = False,
-    drain_seconds: float = 0.0,
+    audit: Iterable[AuditRule] | None = None,
+    debug_headers: bool | None = None,
+    drain_seconds: float | None = None,
     wsgi_threads: int = WSGI_THREADS,
+    timeout_handshake: float = HANDSHAKE_SECONDS,
     **uvicorn_options: Any,
 ) -> ExitCode:
     """Serve `app` as `service` of the mesh until a signal says stop; the exit code for the process.
 
     `app`: an ASGI or WSGI application, or ``"module:attribute"`` (needed for `workers`, 1 too,
     and `reload`). `wsgi_threads`: requests of a WSGI application at a time, in each worker process.
+    `timeout_handshake`: seconds that a TLS handshake may take.
     `config`: how to reach the agent; None reads the environment (``CONSUL_HTTP_ADDR`` and so on).
     `wait`: seconds to wait for the first mesh state; 0 serves at once and refuses until it is
     there; None waits for ever. `register`, `advertise`, `tags`, `meta`: the entry in the
     catalogue. `ops_port`: plain HTTP for health, metrics and status on `ops_host`. `grace`:
     seconds between the check going critical and the listeners closing. `suggest`: log, with each
     refusal, the intention that would allow it (development). `enforcement`, `audit`,
-    `debug_headers`, `drain_seconds`: as `MeshMiddleware` takes them; where they are not given, what
-    the application's own `MeshMiddleware` says (and else, for `enforcement`, `config`).
-    `uvicorn_options`: those of `uvicorn.run`, but for TLS and proxy headers: the mesh decides them.
+    `debug_headers`, `drain_seconds`: as `MeshMiddleware` takes them; None is what the application's
+    own middleware says (and else, for `enforcement`, `config`). `uvicorn_options`: those of
+    `uvicorn.run`, but for TLS and proxy headers, which the mesh decides.
 
     What goes wrong is logged and is in the exit code (`ExitCode`); ConfigError only for a wrong
     argument. Call it in the main thread, where it owns SIGTERM, SIGINT and SIGHUP.
@@ -269,9 +278,11 @@ def serve(
         raise ConfigError(f"service is {service!r}, but config is for {config.service!r}")
     if wsgi_threads < 1:
         raise ConfigError(f"wsgi_threads {wsgi_threads!r}: give 1 or more")
+    if not 0 < timeout_handshake < math.inf:
+        raise ConfigError(f"timeout_handshake {timeout_handshake!r}: give more than 0 seconds")
     given = {
         "enforcement": Audit.of(enforcement, ()).mode,
-        "audit": Audit.of(None, audit).rules,
+        "audit": None if audit is None else Audit.of(None, audit).rules,
         "debug_headers": debug_headers,
         "drain_seconds": drain_seconds,
     }
@@ -281,8 +292,9 @@ def serve(
         uvicorn_options,
         wait_seconds=wait,
         suggest=suggest,
-        middleware={name: value for name, value in given.items() if value},
+        middleware={name: value for name, value in given.items() if value is not None},
         wsgi_threads=wsgi_threads,
+        handshake_seconds=timeout_handshake,
     )
     placement = Placement(
         register=register,

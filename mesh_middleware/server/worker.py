@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import copy
+import functools
 import logging
 import multiprocessing
 import os
@@ -53,6 +54,10 @@ DRAIN_SECONDS = 30
 WSGI_THREADS = 10
 """Requests of a WSGI application at a time, in one worker process."""
 
+HANDSHAKE_SECONDS = 10.0
+"""How long a TLS handshake may take: a client does no work for it that could take longer, and
+uvicorn leaves it at the loops' 60."""
+
 _SUPERVISION = frozenset(
     {"workers", "reload", "reload_dirs", "reload_includes", "reload_excludes", "reload_delay"}
 )
@@ -65,6 +70,7 @@ class Settings:
     `options`: names and values of `uvicorn.run`. `wait_seconds`: None is for ever. `suggest`: log
     the intention that would allow what is refused. `middleware`: further arguments of
     `MeshMiddleware`. `wsgi_threads`: how many requests of a WSGI application run at a time.
+    `handshake_seconds`: how long a TLS handshake may take.
     """
 
     app: str | ASGIApp
@@ -74,6 +80,7 @@ class Settings:
     suggest: bool = False
     middleware: Mapping[str, Any] = field(default_factory=dict)
     wsgi_threads: int = WSGI_THREADS
+    handshake_seconds: float = HANDSHAKE_SECONDS
 
 
 class WithoutQueries(logging.Filter):
@@ -171,7 +178,8 @@ def _threaded(app: Any, threads: int) -> ASGIApp:
 class UvicornServer(uvicorn.Server):
     """uvicorn's server, whose signals are somebody else's and whose clients are told of the end.
 
-    `patient`: connections may end without haste, see `drain`.
+    `patient`: connections may end without haste, see `drain`. `handshake_seconds`: how long a TLS
+    handshake may take.
     """
 
     def __init__(
@@ -181,8 +189,10 @@ class UvicornServer(uvicorn.Server):
         beat: Callable[[Phase], None],
         *,
         patient: bool = True,
+        handshake_seconds: float = HANDSHAKE_SECONDS,
     ) -> None:
         super().__init__(config)
+        self._handshake_seconds = handshake_seconds
         self._goaway = goaway
         self._beat = beat
         self._patient = patient
@@ -196,9 +206,32 @@ class UvicornServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then let the heart beat."""
-        await super().startup(sockets=sockets)
+        await super().startup(sockets=[])  # uvicorn (0.54) cannot be told of a time for handshakes
+        if self.lifespan.should_exit:
+            return
+        self.started = False
+        for sock in sockets or ():
+            self.servers.append(await self._listen(sock))
+        self.started = True
         self._beat(self._phase)
         self._heart = asyncio.create_task(self._beat_on(), name="mesh-heartbeat")
+
+    async def _listen(self, sock: socket.socket) -> asyncio.Server:
+        """As uvicorn does it."""
+        config = self.config
+        connected: Callable[..., asyncio.Protocol] = functools.partial(
+            config.http_protocol_class,  # type: ignore[call-arg]
+            config=config,
+            server_state=self.server_state,
+            app_state=self.lifespan.state,
+        )
+        return await asyncio.get_running_loop().create_server(
+            connected,
+            sock=sock,
+            ssl=config.ssl,
+            backlog=config.backlog,
+            ssl_handshake_timeout=self._handshake_seconds if config.ssl else None,
+        )
 
     async def _beat_on(self) -> None:
         parent = multiprocessing.parent_process()  # None: nobody's worker
@@ -240,7 +273,13 @@ class Worker:
         self._goaway = GoAway(_no_app)
         # who changed a file wants to see it now
         patient = not settings.options.get("reload")
-        self._server = UvicornServer(self._config, self._goaway, self._beat, patient=patient)
+        self._server = UvicornServer(
+            self._config,
+            self._goaway,
+            self._beat,
+            patient=patient,
+            handshake_seconds=settings.handshake_seconds,
+        )
 
     def stop(self) -> None:
         """Finish what is open and return from `run`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import click
 import pytest
 import uvicorn.main
@@ -9,9 +11,14 @@ from click.testing import CliRunner
 
 from mesh_middleware.cli import COMMANDS, main
 from mesh_middleware.errors import ConfigError
+from mesh_middleware.middleware.asgi import MeshMiddleware
+from mesh_middleware.middleware.audit import AuditRule
+from mesh_middleware.server.exits import ExitCode
+from mesh_middleware.server.inner import inner_arguments
 from mesh_middleware.server.launcher import serve
 from mesh_middleware.server.options import REFUSED, SINCE, config_options, uvicorn_params
 from mesh_middleware.server.protocols import MeshHTTP2
+from mesh_middleware.server.worker import Settings
 from tests.server.apps import hello
 
 
@@ -139,3 +146,52 @@ def test_serve_refuses_the_same_from_python(options: dict[str, object], words: s
 def test_workers_need_an_application_by_name() -> None:
     with pytest.raises(ConfigError, match="'module:attribute'"):
         serve(hello, service="web", workers=2)
+
+
+class Launches:
+    """In the place of a `Launcher`: what one would be made of."""
+
+    made: ClassVar[list[Settings]] = []
+
+    def __init__(self, settings: Settings, _placement: object) -> None:
+        self.made.append(settings)
+
+    def run(self) -> ExitCode:
+        return ExitCode.OK
+
+
+@pytest.mark.parametrize(
+    ("options", "middleware"),
+    [
+        ((), {}),
+        (("--revoked-drain", "0"), {"drain_seconds": 0.0}),
+        (("--revoked-drain", "30"), {"drain_seconds": 30.0}),
+        (("--enforcement", "enforce"), {"enforcement": "enforce"}),
+        (("--debug-headers",), {"debug_headers": True}),
+    ],
+)
+def test_what_is_not_said_is_left_to_the_application(
+    options: tuple[str, ...], middleware: dict[str, object], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Zero is something that is said: it overrides what the application's middleware says."""
+    monkeypatch.setattr("mesh_middleware.server.launcher.Launcher", Launches)
+    said("run", "app:app", "--service", "web", *options, code=0)
+    assert Launches.made[-1].middleware == middleware
+
+
+def test_the_same_from_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mesh_middleware.server.launcher.Launcher", Launches)
+    nothing = {"audit": (), "debug_headers": False, "drain_seconds": 0}
+    serve(hello, service="web", **nothing)  # type: ignore[arg-type]
+    assert Launches.made[-1].middleware == nothing
+    app = MeshMiddleware(
+        hello, service="web", audit=[AuditRule(paths=("/x",))], drain_seconds=30, debug_headers=True
+    )
+    said_inside = inner_arguments(app, "web") | dict(Launches.made[-1].middleware)
+    assert nothing.items() <= said_inside.items()
+
+
+@pytest.mark.parametrize("seconds", [0, -1, float("inf"), float("nan")])
+def test_a_handshake_has_a_number_of_seconds(seconds: float) -> None:
+    with pytest.raises(ConfigError, match="timeout_handshake"):
+        serve(hello, service="web", timeout_handshake=seconds)
