@@ -207,8 +207,6 @@ class UvicornServer(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Listen, then let the heart beat."""
         await super().startup(sockets=[])  # uvicorn (0.54) cannot be told of a time for handshakes
-        if self.lifespan.should_exit:
-            return
         self.started = False
         for sock in sockets or ():
             self.servers.append(await self._listen(sock))
