@@ -29,6 +29,7 @@ from mesh_middleware.tls.chains import find_root
 _UNREADABLE = (
     ValueError,
     TypeError,
+    KeyError,  # cryptography 45, for a name that is of no type of text
     UnsupportedAlgorithm,
     x509.DuplicateExtension,
     x509.InvalidVersion,

@@ -367,6 +367,14 @@ def test_a_damaged_certificate_gives_an_identity_or_our_error_and_is_never_prove
         assert x509.load_der_x509_certificate(data).tbs_certificate_bytes == body
 
 
+def test_a_name_of_no_type_of_text_is_never_proved():
+    """Found by the test before, with an old cryptography."""
+    at = GOOD.index(b"\x06\x03U\x04\x03") + 5  # behind the common name's identifier
+    data = GOOD[:at] + b"\x00" + GOOD[at + 1 :]
+    outcome(PeerCertificate.from_der, data)
+    assert BUNDLE.verify(data, [], time.time()) is None
+
+
 @fuzz(300)
 @given(st.binary(max_size=80))
 def test_random_alternative_names_give_our_error(san):
