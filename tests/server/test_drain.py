@@ -112,6 +112,32 @@ def test_who_is_nobodys_worker_outlives_whoever_started_it(
         assert not server.server.should_exit
 
 
+async def endless(_scope: Any, receive: Any, send: Any) -> None:
+    """A WebSocket that does nothing by itself."""
+    await receive()
+    await send({"type": "websocket.accept"})
+    while (await receive())["type"] != "websocket.disconnect":
+        pass
+
+
+HANDSHAKE = (
+    b"GET / HTTP/1.1\r\nhost: mesh\r\nconnection: upgrade\r\nupgrade: websocket\r\n"
+    b"sec-websocket-version: 13\r\nsec-websocket-key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+)
+
+
+def test_a_websocket_whose_client_says_no_goodbye_holds_up_nobody(mesh: Mesh) -> None:
+    """uvicorn before 0.52.1 tried to close it a second time, which failed, and the stop with it."""
+    with (
+        serving(mesh, app=endless) as server,
+        closing(mesh.connect(server.port, "client", "web")) as silent,
+    ):
+        silent.sendall(HANDSHAKE)
+        assert silent.recv(1000).startswith(b"HTTP/1.1 101 ")
+        server.stop()
+        wait_for(lambda: not server.server.server_state.connections, 10)
+
+
 @pytest.mark.parametrize("http", HTTP)
 def test_an_idle_connection_stays_for_one_more_request(mesh: Mesh, http: str) -> None:
     with serving(mesh, http=http) as server:
