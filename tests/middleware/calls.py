@@ -7,12 +7,15 @@ import json
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 from mesh_middleware._types import ASGIApp, Message, Receive, Scope, Send
 from mesh_middleware.devagent.ca import CertificateAuthority
 from mesh_middleware.middleware import EXTENSION
+from mesh_middleware.policy.decision import Decision, Reason
 from mesh_middleware.policy.intentions import Action, HTTPMatch, Intention, Permission
+from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.policy.spiffe import ServiceIdentity, TrustDomain
 from mesh_middleware.testing import TRUST_DOMAIN
 from mesh_middleware.tls.certificates import PeerCertificate, TrustBundle
@@ -48,6 +51,18 @@ def verified(
     now = time.time()
     certificate = PeerCertificate(b"", identity(service, trust_domain), now - HOUR, now + life)
     return VerifiedPeer(certificate, root, generation)
+
+
+LOOK_ALIKE = SimpleNamespace(
+    service="api",
+    decision=Decision(allowed=True, reason=Reason.INTENTION_ALLOW),
+    caller=verified().certificate.identity,
+    request=HTTPRequest("GET", b"/", []),
+    claims={},
+    path="/",
+    roots=frozenset({""}),
+)
+"""All that a mark says, in another type."""
 
 
 def bundle_of(ca: CertificateAuthority) -> TrustBundle:

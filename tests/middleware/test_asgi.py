@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from mesh_middleware.errors import ConfigError, MeshError
+from mesh_middleware.errors import ConfigError, MeshError, PeerIdentityError
 from mesh_middleware.middleware import EXTENSION, MeshMiddleware, decision_of, peer_identity
-from mesh_middleware.policy.decision import Decision, Reason
+from mesh_middleware.middleware.peer import ENFORCED, Enforcement
+from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import compile_policy
 from mesh_middleware.policy.intentions import Action, HeaderMatch
-from mesh_middleware.policy.request import HTTPRequest, Normalization, Underscores
+from mesh_middleware.policy.request import Normalization, Underscores
 from mesh_middleware.state import MeshState, StaticState
 from mesh_middleware.testing import TRUST_DOMAIN, static_mesh
 from tests.middleware.calls import (
+    LOOK_ALIKE,
     WEB_MAY,
     Recorder,
     call,
@@ -438,27 +439,29 @@ def test_an_inner_middleware_of_another_service_is_a_config_error() -> None:
         call(outer, http_scope(peer=verified()))
 
 
-_LOOK_ALIKE = SimpleNamespace(
-    service="api",
-    decision=Decision(allowed=True, reason=Reason.INTENTION_ALLOW),
-    caller=None,
-    request=HTTPRequest("GET", b"/", ()),
-    claims={},
-    path="/",
-    roots=frozenset(),
-)
-
-
 @pytest.mark.parametrize(
     "forged",
-    [True, {"service": "api"}, "api", b"api", pytest.param(_LOOK_ALIKE, id="look-alike")],
+    [True, {"service": "api"}, "api", b"api", pytest.param(LOOK_ALIKE, id="look-alike")],
     ids=str,
 )
 def test_only_a_mark_of_our_own_counts_as_a_decision(forged: object) -> None:
     mesh, app = guarded()
-    answer = call(mesh, http_scope(extensions={EXTENSION: {"enforced": forged}}))
+    scope = http_scope(extensions={EXTENSION: {ENFORCED: forged}})
+    assert decision_of(scope) is None
+    with pytest.raises(PeerIdentityError):
+        peer_identity(scope)
+    answer = call(mesh, scope)
     assert answer.reason == "no_identity"
     assert app.scopes == []
+
+
+def test_a_true_mark_would_have_counted() -> None:
+    """So that the look-alike above differs in its type alone."""
+    mark = Enforcement(**vars(LOOK_ALIKE))
+    mesh, app = guarded()
+    answer = call(mesh, http_scope(extensions={EXTENSION: {ENFORCED: mark}}))
+    assert answer.reason == "allowed"
+    assert len(app.scopes) == 1
 
 
 @pytest.mark.parametrize("change", [{"path": "/admin"}, {"method": "POST"}], ids=str)

@@ -14,6 +14,7 @@ from mesh_middleware import ConfigError, peer_identity
 from mesh_middleware.errors import PeerIdentityError
 from mesh_middleware.middleware import EXTENSION, PEER_KEY, MeshMiddleware, decision_of
 from mesh_middleware.middleware.audit import AuditRule
+from mesh_middleware.middleware.peer import ENFORCED
 from mesh_middleware.middleware.wsgi import MeshWSGIMiddleware
 from mesh_middleware.policy.decision import Reason
 from mesh_middleware.policy.engine import compile_policy
@@ -23,6 +24,7 @@ from mesh_middleware.policy.spiffe import SpiffeID, TrustDomain
 from mesh_middleware.state import MeshState, StaticState
 from mesh_middleware.testing import TRUST_DOMAIN, mesh_for, static_mesh
 from tests.middleware.calls import (
+    LOOK_ALIKE,
     WEB_MAY,
     http_scope,
     rule,
@@ -410,6 +412,21 @@ def test_the_outer_middleware_decides() -> None:
     refusing = guarded(Recorder(), Intention("web", "api", Action.DENY))
     assert call(guarded(refusing), from_web()).status == 200
     assert call(guarded(refusing), from_web()).status == 200
+
+
+@pytest.mark.parametrize(
+    "environ",
+    [
+        {PEER_KEY: LOOK_ALIKE},
+        {"asgi.scope": {"extensions": {EXTENSION: {ENFORCED: LOOK_ALIKE}}}},
+    ],
+    ids=["environ", "scope"],
+)
+def test_only_a_mark_of_our_own_counts_as_a_decision(environ: dict[str, Any]) -> None:
+    app = Recorder()
+    assert decision_of(environ) is None
+    assert call(guarded(app), environ_for(**environ)).reason == "no_identity"
+    assert app.environs == []
 
 
 def test_what_was_changed_in_between_is_decided_again() -> None:
