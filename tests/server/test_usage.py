@@ -179,6 +179,21 @@ def test_what_is_not_said_is_left_to_the_application(
     assert Launches.made[-1].middleware == middleware
 
 
+def test_no_variable_of_the_environment_turns_enforcement_off(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Somebody has to write it where it is read: on a command line or in code."""
+    monkeypatch.setattr("mesh_middleware.server.launcher.Launcher", Launches)
+    prefixes = ("", "MESH_", "MESH_MIDDLEWARE_", "MESH_MIDDLEWARE_RUN_", "UVICORN_", "CONSUL_")
+    for prefix in prefixes:
+        for name in ("ENFORCEMENT", "AUDIT", "MODE"):
+            monkeypatch.setenv(prefix + name, "audit")
+        for name in ("REVOKED_DRAIN", "DRAIN_SECONDS", "DEBUG_HEADERS"):
+            monkeypatch.setenv(prefix + name, "1")
+    said("run", "app:app", "--service", "web", code=0)
+    assert Launches.made[-1].middleware == {}
+
+
 def test_the_same_from_code(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mesh_middleware.server.launcher.Launcher", Launches)
     nothing = {"audit": (), "debug_headers": False, "drain_seconds": 0}

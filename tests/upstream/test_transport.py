@@ -639,3 +639,37 @@ def test_many_threads_share_a_transport_through_rotations(world: World, calling:
         for thread in threads:
             thread.join(10)
     assert failures == []
+
+
+@pytest.mark.parametrize("child", ["HTTPTransport", "AsyncHTTPTransport"])
+def test_the_environment_has_no_say_in_calls(
+    world: World, library: Any, child: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A proxy would see who is called; certificate files would say who is trusted."""
+    world.add("billing")
+    trusted: list[bool] = []
+    original = getattr(library, child)
+
+    def recorded(**options: Any) -> Any:
+        trusted.append(options.get("trust_env", True))
+        return original(**options)
+
+    async def asked() -> int:
+        async with library.AsyncClient(
+            transport=AsyncMeshTransport(world.manager, httpx=library)
+        ) as client:
+            return int((await client.get("http://billing/")).status_code)
+
+    with socket.create_server(("127.0.0.1", 0)) as proxy:
+        for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"):
+            monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.getsockname()[1]}")
+        monkeypatch.setattr(library, child, recorded)
+        if child == "AsyncHTTPTransport":
+            assert asyncio.run(asked()) == 200
+        else:
+            with library.Client(transport=MeshTransport(world.manager, httpx=library)) as client:
+                assert client.get("http://billing/").status_code == 200
+        proxy.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            proxy.accept()
+    assert set(trusted) == {False}
