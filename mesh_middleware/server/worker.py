@@ -242,9 +242,9 @@ class UvicornServer(uvicorn.Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """Close the listeners, say goodbye to clients, then drain as uvicorn does."""
+        await close_listeners(self.servers)
         self._phase = Phase.STOPPING
         self._beat(self._phase)
-        await close_listeners(self.servers)
         await self._goaway.close_all()
         async with lingering_cut(self.server_state.connections):
             await let_clients_go(self, patient=self._patient)
