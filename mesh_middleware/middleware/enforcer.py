@@ -23,7 +23,7 @@ from mesh_middleware._types import Environ, Scope
 from mesh_middleware.errors import ConfigError
 from mesh_middleware.middleware.audit import Audit, AuditRule
 from mesh_middleware.middleware.headers import visible_headers
-from mesh_middleware.middleware.live import Asked, Ending, Question
+from mesh_middleware.middleware.live import Ending, Question
 from mesh_middleware.middleware.peer import (
     ENFORCED,
     EXTENSION,
@@ -45,7 +45,7 @@ from mesh_middleware.middleware.target import (
 from mesh_middleware.observe.counts import counts
 from mesh_middleware.observe.decisions import allowed, decision_log, log_fields, logger
 from mesh_middleware.policy.decision import Decision, Reason
-from mesh_middleware.policy.engine import NO_CLAIMS, Claims, Policy
+from mesh_middleware.policy.engine import NO_CLAIMS, Policy
 from mesh_middleware.policy.request import PLAIN_TARGET, Headers, HTTPRequest, Underscores
 from mesh_middleware.state import MeshState, StateSource
 from mesh_middleware.tls.contexts import VerifiedPeer
@@ -158,21 +158,23 @@ class Enforcer:
         request = before.request if before else wire_request(scope, method, ours.get("target"))
         claims = None if tokens is None or before else tokens.claims(request)
         known = before.claims if before else NO_CLAIMS if claims is None else claims
+        asked = Question(scope, request, extensions, ours, known)
         caller: Caller | None = None
         kind = scope["type"]
         if self._exempt and kind == "http" and self._is_exempt(scope, request):
             decision = _EXEMPT
         else:
-            caller, decision = self._decide(scope, request, extensions, ours, state, claims=known)
+            caller, decision = self._decide(asked, state)
+            asked.caller = caller
         if not decision.allowed:
-            refusal = self._refused(scope, request, caller, decision, state, proof=ours.get("peer"))
+            refusal = self._refused(asked, decision, state)
             if refusal is not None:
                 return refusal
         elif before is None:
             if counts.on:
                 counts.decided("allowed", decision, caller)
             if logger.isEnabledFor(logging.DEBUG):
-                allowed(self._fields(scope, request, caller, decision, state))
+                allowed(self._fields(asked, decision, state))
         if before is None:
             scope["headers"] = _visible(scope, state, claims)
         roots = self._roots(scope)
@@ -189,66 +191,50 @@ class Enforcer:
         scope["extensions"] = {**extensions, EXTENSION: {**ours, ENFORCED: mark}}
         if decision is _EXEMPT:
             return None
-        # Routers change a scope as they go down it; what was decided about must stay as it was.
-        seen = _UNROOTED[kind] if roots is _NO_ROOTS else dict(scope)
-        return seen, request, extensions, ours, known, caller
+        asked.scope = _UNROOTED[kind] if roots is _NO_ROOTS else dict(scope)
+        return asked
 
-    def _refused(
-        self,
-        scope: Scope,
-        request: HTTPRequest,
-        caller: Caller | None,
-        decision: Decision,
-        state: MeshState,
-        *,
-        proof: object,
-    ) -> Refusal | None:
-        """Tell of a decision that is not to allow. None when the request goes on all the same.
-
-        `proof`: what our own handshake has put into the scope, if it was ours.
-        """
-        request_id = request_id_of(scope["headers"])
-        fields = self._fields(scope, request, caller, decision, state)
-        audited = self._passes(scope, request, caller, decision, state)
+    def _refused(self, asked: Question, decision: Decision, state: MeshState) -> Refusal | None:
+        """Tell of a decision that is not to allow. None when the request goes on all the same."""
+        request_id = request_id_of(asked.scope["headers"])
+        fields = self._fields(asked, decision, state)
+        audited = self._passes(asked, asked.caller, decision, state)
         decision_log.refused({**fields, "mesh_request_id": request_id}, enforced=not audited)
         if counts.on:
             outcome = "audited" if audited else "refused"
-            counts.decided(outcome, decision, caller)
+            counts.decided(outcome, decision, asked.caller)
             counts.remember(outcome, fields)
         if audited:
             return None
         status = 503 if state.fault is not None else None
-        last = decision.reason in _OF_CONNECTION and isinstance(proof, VerifiedPeer)
+        ours = isinstance(asked.ours.get("peer"), VerifiedPeer)
+        last = ours and decision.reason in _OF_CONNECTION
         return refuse(decision.reason, request_id, status=status, last=last)
 
     # -- deciding again: `live.Judge` ---------------------------------------------------------
 
-    def judge_again(self, entry: Asked, state: MeshState) -> Ending | None:
-        """Why `entry` must end under `state`; None while it may go on."""
-        scope, request, extensions, ours, claims, _ = entry.asked
-        caller, decision = self._decide(scope, request, extensions, ours, state, claims=claims)
-        if decision.allowed or self._passes(scope, request, caller, decision, state):
+    def judge_again(self, asked: Question, state: MeshState) -> Ending | None:
+        """Why what is open must end under `state`; None while it may go on."""
+        caller, decision = self._decide(asked, state)
+        if decision.allowed or self._passes(asked, caller, decision, state):
             return None
+        request_id = request_id_of(asked.request.headers)
         status = 503 if state.fault is not None else None
-        return Ending(
-            decision, refuse(decision.reason, request_id_of(request.headers), status=status)
-        )
+        return Ending(decision, refuse(decision.reason, request_id, status=status))
 
-    def judged_until(self, entry: Asked) -> float:
-        """Unix seconds until which the proof of the caller of `entry` holds by itself."""
-        _, _, extensions, ours, _, _ = entry.asked
-        peer = ours.get("peer")
+    def judged_until(self, asked: Question) -> float:
+        """Unix seconds until which the proof of the caller holds by itself."""
+        peer = asked.ours.get("peer")
         if isinstance(peer, VerifiedPeer):
             return peer.certificate.not_after
-        return self._chains.until(extensions.get("tls"), time.time())
+        return self._chains.until(asked.extensions.get("tls"), time.time())
 
-    def ended(self, entry: Asked, decision: Decision, state: MeshState) -> None:
-        """Tell the log that `entry` was cut."""
-        scope, request, _, _, _, caller = entry.asked
-        fields = self._fields(scope, request, caller, decision, state)
+    def ended(self, asked: Question, decision: Decision, state: MeshState) -> None:
+        """Tell the log that it was cut."""
+        fields = self._fields(asked, decision, state)
         decision_log.refused(fields, verb="ended")
         if counts.on:
-            counts.decided("ended", decision, caller)
+            counts.decided("ended", decision, asked.caller)
             counts.remember("ended", fields)
 
     # -- who tells of the caller -------------------------------------------------------------
@@ -270,19 +256,14 @@ class Enforcer:
     # -- what is not enforced -----------------------------------------------------------------
 
     def _passes(
-        self,
-        scope: Scope,
-        request: HTTPRequest,
-        caller: Caller | None,
-        decision: Decision,
-        state: MeshState,
+        self, asked: Question, caller: Caller | None, decision: Decision, state: MeshState
     ) -> bool:
         """Whether a refused request goes on all the same, because it is in audit."""
         audit = self._audit.under(state.enforcement)
         if not audit:
             return False
-        roots = self._roots(scope)
-        requests = (request, *routed_requests(scope, request, roots))
+        roots = self._roots(asked.scope)
+        requests = (asked.request, *routed_requests(asked.scope, asked.request, roots))
         return audit.passes(decision, caller, state.fault, requests)
 
     def say_audit(self, state: MeshState) -> None:
@@ -297,71 +278,48 @@ class Enforcer:
         if audit:
             logger.warning("%s: %s", service, audit, extra={"mesh_service": service})
 
-    def _fields(
-        self,
-        scope: Scope,
-        request: HTTPRequest,
-        caller: Caller | None,
-        decision: Decision,
-        state: MeshState,
-    ) -> dict[str, Any]:
+    def _fields(self, asked: Question, decision: Decision, state: MeshState) -> dict[str, Any]:
         return log_fields(
             decision,
             service=self._service or state.service,
-            source=caller,
-            method=request.method,
-            target=request.target,
-            protocol=scope["type"],
+            source=asked.caller,
+            method=asked.request.method,
+            target=asked.request.target,
+            protocol=asked.scope["type"],
         )
 
     # -- deciding ---------------------------------------------------------------------------
 
-    def _decide(
-        self,
-        scope: Scope,
-        request: HTTPRequest,
-        extensions: dict[str, Any],
-        ours: dict[str, Any],
-        state: MeshState,
-        *,
-        claims: Claims,
-    ) -> tuple[Caller | None, Decision]:
-        policy = state.policy
+    def _decide(self, asked: Question, state: MeshState) -> tuple[Caller | None, Decision]:
+        policy, request = state.policy, asked.request
         if state.fault is not None:
             return None, Decision(allowed=False, reason=state.fault)
         if policy is None:
             return None, _NO_POLICY
-        peer = ours.get("peer")
+        peer = asked.ours.get("peer")
         source: Caller | Reason
         if isinstance(peer, VerifiedPeer):
             source = handshake_caller(peer, state, time.time())
         else:
-            source = self._chains.caller(extensions.get("tls"), state, time.time())
+            source = self._chains.caller(asked.extensions.get("tls"), state, time.time())
         if isinstance(source, Reason):
             detail = _NOBODY if source is Reason.NO_IDENTITY else ""
             return None, Decision(allowed=False, reason=source, detail=detail)
         if request.method not in PLAIN_METHODS and not has_sound_method(request):
             return source, Decision(allowed=False, reason=Reason.MALFORMED_TARGET)
-        decision = policy.decide(source, request, claims)
-        if decision.allowed and self._roots(scope) is not _NO_ROOTS:
-            decision = self._decide_routed(scope, request, source, policy, decision, claims=claims)
+        decision = policy.decide(source, request, asked.claims)
+        if decision.allowed and self._roots(asked.scope) is not _NO_ROOTS:
+            decision = self._decide_routed(asked, source, policy, decision)
         # The connection may be a gateway's: who calls is then whom it speaks for.
         return policy.caller_of(source, request) if policy.peered else source, decision
 
     def _decide_routed(
-        self,
-        scope: Scope,
-        request: HTTPRequest,
-        source: Caller,
-        policy: Policy,
-        decision: Decision,
-        *,
-        claims: Claims,
+        self, asked: Question, source: Caller, policy: Policy, decision: Decision
     ) -> Decision:
         """`decision`, unless a rule denies the path that is left when a root path is taken off."""
-        roots = self._roots(scope)
-        for routed in routed_requests(scope, request, roots):
-            other = policy.decide(source, routed, claims)
+        roots = self._roots(asked.scope)
+        for routed in routed_requests(asked.scope, asked.request, roots):
+            other = policy.decide(source, routed, asked.claims)
             if not other.allowed and other.reason is not Reason.DEFAULT_DENY:
                 return replace(other, detail="so decided for the path without the root path")
         return decision

@@ -79,30 +79,36 @@ class Ending:
         return ConnectionAbortedError(f"ended by the mesh: {self.decision.reason}")
 
 
-Question = tuple[Scope, HTTPRequest, dict[str, Any], dict[str, Any], Claims, Caller | None]
-"""What was decided about: scope, request, extensions, ours, claims, caller. As it was then,
-because a router changes its scope as it goes down it."""
+@dataclass(slots=True, eq=False)
+class Question:
+    """What is decided about, as it was when it came: routers change a scope as they go down it.
 
+    `extensions`: those of the scope, `ours`: what our own servers and middlewares say there.
+    `claims`: of the tokens that came with it. `caller`: as first decided; None before, and for
+    nobody.
+    """
 
-class Asked(Protocol):
-    """Something open that a question was asked about."""
-
-    asked: Question
+    scope: Scope
+    request: HTTPRequest
+    extensions: dict[str, Any]
+    ours: dict[str, Any]
+    claims: Claims
+    caller: Caller | None = None
 
 
 class Judge(Protocol):
     """Who decides: an `Enforcer`."""
 
-    def judge_again(self, entry: Asked, state: MeshState) -> Ending | None:
-        """None while `entry` may go on."""
+    def judge_again(self, asked: Question, state: MeshState) -> Ending | None:
+        """None while what was asked about may go on."""
         ...
 
-    def judged_until(self, entry: Asked) -> float:
+    def judged_until(self, asked: Question) -> float:
         """Unix seconds until which the proof of the caller holds, unless the state changes."""
         ...
 
-    def ended(self, entry: Asked, decision: Decision, state: MeshState) -> None:
-        """`entry` is being ended: tell."""
+    def ended(self, asked: Question, decision: Decision, state: MeshState) -> None:
+        """It is being ended: tell."""
         ...
 
 
@@ -249,7 +255,7 @@ class OpenSocket(Open):
             "code": WEBSOCKET_POLICY_VIOLATION,
             "reason": str(ending.decision.reason),
         }
-        handshake = {"type": "websocket", "extensions": self.asked[2]}
+        handshake = {"type": "websocket", "extensions": self.asked.extensions}
         try:
             async with asyncio.timeout(CLOSE_SECONDS):
                 if self._accepted:
@@ -367,7 +373,7 @@ class Watch:
             )
 
     def _renew(self, entry: AnyOpen) -> None:
-        entry.until = self._judge.judged_until(entry)
+        entry.until = self._judge.judged_until(entry.asked)
         self._next_end = min(self._next_end, entry.until)
 
     def _ask_again(self, entries: Iterable[AnyOpen]) -> None:
@@ -387,7 +393,7 @@ class Watch:
                 self._ask(entry, source.state)
 
     def _ask(self, entry: AnyOpen, state: MeshState, *, drained: bool = False) -> None:
-        ending = None if entry.complete else self._judge.judge_again(entry, state)
+        ending = None if entry.complete else self._judge.judge_again(entry.asked, state)
         if ending is None:
             self._renew(entry)
         elif self._drain_seconds and entry.kind == "http" and not drained:
@@ -395,7 +401,7 @@ class Watch:
             self.loop.call_later(self._drain_seconds, self._drained, entry)
         else:
             entry.end(ending)
-            self._judge.ended(entry, ending.decision, state)
+            self._judge.ended(entry.asked, ending.decision, state)
 
     def _drained(self, entry: AnyOpen) -> None:
         entry.draining = False

@@ -60,7 +60,7 @@ class OpenCall:
         self._judge = judge
         self._current = current
         self._source, self._generation = seen
-        self._until = judge.judged_until(self)
+        self._until = judge.judged_until(asked)
         self._drain_seconds = drain_seconds
         self._drains_until: float | None = None
 
@@ -76,16 +76,16 @@ class OpenCall:
             return None
         if self._drains_until is not None and now < self._drains_until:
             return None
-        ending = self._judge.judge_again(self, state)
+        ending = self._judge.judge_again(self.asked, state)
         if ending is None:
             self._source, self._generation = source, state.generation
-            self._until = self._judge.judged_until(self)
+            self._until = self._judge.judged_until(self.asked)
             self._drains_until = None
         elif self._drain_seconds and self._drains_until is None:
             self._drains_until = now + self._drain_seconds
         else:
             self.ending = ending
-            self._judge.ended(self, ending.decision, state)
+            self._judge.ended(self.asked, ending.decision, state)
         return self.ending
 
     def pass_on(self) -> None:

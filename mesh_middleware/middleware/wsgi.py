@@ -29,7 +29,7 @@ from mesh_middleware.middleware.environ import (
     split_lines,
     without_collisions,
 )
-from mesh_middleware.middleware.live import checked_drain
+from mesh_middleware.middleware.live import Question, checked_drain
 from mesh_middleware.middleware.live_wsgi import OpenCall, OpenResponse
 from mesh_middleware.middleware.peer import (
     EXTENSION,
@@ -42,7 +42,6 @@ from mesh_middleware.middleware.proxies import IdentitySource
 from mesh_middleware.middleware.refusal import Refusal
 from mesh_middleware.middleware.sockets import connection_proof
 from mesh_middleware.policy.decision import Decision
-from mesh_middleware.policy.engine import Claims
 from mesh_middleware.policy.request import HTTPRequest
 from mesh_middleware.state import MeshState, StateSource, sources
 from mesh_middleware.tls.contexts import VerifiedPeer
@@ -147,18 +146,10 @@ class MeshWSGIMiddleware:
 class _LineEnforcer(Enforcer):
     """Decides about requests whose repeated header lines a server has joined."""
 
-    def _decide(
-        self,
-        scope: Scope,
-        request: HTTPRequest,
-        extensions: dict[str, Any],
-        ours: dict[str, Any],
-        state: MeshState,
-        *,
-        claims: Claims,
-    ) -> tuple[Caller | None, Decision]:
+    def _decide(self, asked: Question, state: MeshState) -> tuple[Caller | None, Decision]:
         """As in the base class; when allowed, for values as lines of their own, too."""
-        caller, decision = super()._decide(scope, request, extensions, ours, state, claims=claims)
+        caller, decision = super()._decide(asked, state)
+        request = asked.request
         lines = split_lines(request.headers)
         if not decision.allowed or lines is None:
             return caller, decision
@@ -169,7 +160,7 @@ class _LineEnforcer(Enforcer):
             scheme=request.scheme,
             decoded_path=request.decoded_path,
         )
-        _, other = super()._decide(scope, apart, extensions, ours, state, claims=claims)
+        _, other = super()._decide(replace(asked, request=apart), state)
         if other.allowed:
             return caller, decision
         return caller, replace(other, detail="so decided for the header values apart")
