@@ -17,6 +17,7 @@ LAYERS: dict[str, int] = {
     "_types": 0,
     "_documents": 1,
     "_fields": 1,
+    "_subscribers": 1,
     "_text": 1,
     "policy": 1,
     "tls": 2,

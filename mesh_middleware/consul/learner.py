@@ -255,6 +255,7 @@ class Learner:
 
 
 def _breathe() -> None:
+    """Let the application's threads run. It holds this loop up, as the compiling around it does."""
     time.sleep(BREATH_SECONDS)
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any, Self, TypeVar
 
+from mesh_middleware._subscribers import Subscribers
 from mesh_middleware.config import MeshConfig
 from mesh_middleware.consul.client import ConsulClient
 from mesh_middleware.consul.failures import Failure, FailureKind, Failures
@@ -60,7 +61,8 @@ class MeshManager:
         self._peers: tuple[PeerBundle, ...] = ()
         self._clock = clock
         self._generation = 0
-        self._subscribers: tuple[Subscriber, ...] = ()
+        failed = f"{config.service}: a subscriber failed"
+        self._subscribers: Subscribers[MeshState] = Subscribers(logger, failed)
         self._reset()
         _managers.add(self)
 
@@ -253,27 +255,15 @@ class MeshManager:
 
         It must be quick and not block; what it raises is logged.
         """
-        with self._changed:
-            self._subscribers = (*self._subscribers, callback)
-
-        def unsubscribe() -> None:
-            with self._changed:
-                self._subscribers = tuple(s for s in self._subscribers if s is not callback)
-
-        return unsubscribe
+        return self._subscribers.add(callback)
 
     def _publish(self, state: MeshState) -> None:
         if self._closing:
             return
         news = state.generation != self._state.generation
         self._set(state)
-        if not news:
-            return
-        for callback in self._subscribers:
-            try:
-                callback(state)
-            except Exception:  # somebody else's code at our thread's edge
-                logger.exception("%s: a subscriber failed", self.config.service)
+        if news:
+            self._subscribers.tell(state)
 
     def _set(self, state: MeshState) -> None:
         with self._changed:

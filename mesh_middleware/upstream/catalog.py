@@ -16,6 +16,7 @@ import weakref
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
+from mesh_middleware._subscribers import Subscribers
 from mesh_middleware.consul.client import Answer, ConsulClient
 from mesh_middleware.consul.decode_health import Health, Instance, decode_health
 from mesh_middleware.consul.manager import MeshManager
@@ -103,7 +104,9 @@ class CatalogResolver:
         self._changed = threading.Condition()
         self._watches: dict[_Query, _Watch] = {}
         self._built: dict[UpstreamName, _Built] = {}
-        self._subscribers: tuple[Subscriber, ...] = ()
+        self._subscribers: Subscribers[frozenset[Endpoint]] = Subscribers(
+            logger, "a subscriber of the catalogue failed"
+        )
 
     def known(self, name: UpstreamName) -> Endpoints | None:
         """The passing instances in the mesh; starts to watch when nobody did."""
@@ -137,14 +140,7 @@ class CatalogResolver:
         Also with all of a list that is watched no longer. Another list may still have some of
         them. In the manager's thread: it must be quick and not block; what it raises is logged.
         """
-        with self._changed:
-            self._subscribers = (*self._subscribers, callback)
-
-        def unsubscribe() -> None:
-            with self._changed:
-                self._subscribers = tuple(s for s in self._subscribers if s is not callback)
-
-        return unsubscribe
+        return self._subscribers.add(callback)
 
     # -- watching -----------------------------------------------------------------------------
 
@@ -244,13 +240,8 @@ class CatalogResolver:
         self._tell(before - watch.endpoints)
 
     def _tell(self, gone: frozenset[Endpoint]) -> None:
-        if not gone:
-            return
-        for callback in self._subscribers:
-            try:
-                callback(gone)
-            except Exception:  # somebody else's code at the manager's thread's edge
-                logger.exception("a subscriber of the catalogue failed")
+        if gone:
+            self._subscribers.tell(gone)
 
     def _failed(self, watch: _Watch, error: Exception) -> None:
         with self._changed:

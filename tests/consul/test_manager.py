@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 
 from mesh_middleware.config import MeshConfig
+from mesh_middleware.consul import learner
 from mesh_middleware.consul.client import ConsulClient
 from mesh_middleware.consul.manager import MeshManager
 from mesh_middleware.devagent import DevAgent
@@ -442,3 +443,34 @@ def test_ten_thousand_intentions() -> None:
         agent.set(match=Reply.json({"web": [*rows, {**ALLOW_B, "SourceName": 5}]}, 7))
         failure = wait_for(lambda: manager.last_errors.get("intentions"))
         assert "web[10000].SourceName" in failure
+
+
+def test_compiling_a_long_list_leaves_the_lock_to_others(
+    agent: DevAgent, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    breaths: list[None] = []
+    monkeypatch.setattr(learner, "_breathe", lambda: breaths.append(None))
+    sources = [{"Name": f"web{number}", "Action": "allow"} for number in range(300)]
+    agent.put_intentions([{"Kind": "service-intentions", "Name": "api", "Sources": sources}])
+    with MeshManager(MeshConfig("api", address=agent.address)) as manager:
+        manager.wait_ready(20)
+    assert len(breaths) >= 2
+
+
+def test_decoding_a_long_list_leaves_the_lock_to_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By sleeping: in a mere turn of the manager's loop its thread keeps the lock."""
+    slept: list[float] = []
+    sleep = asyncio.sleep
+
+    async def sleeping(seconds: float) -> None:
+        slept.append(seconds)
+        await sleep(seconds)
+
+    monkeypatch.setattr(learner.asyncio, "sleep", sleeping)
+    rows = [
+        {"SourceName": f"web{n}", "DestinationName": "api", "Action": "allow", "Precedence": 9}
+        for n in range(300)
+    ]
+    assert len(asyncio.run(learner.decode_in_turns({"api": rows}, "api"))) == 300
+    assert len(slept) >= 3
+    assert min(slept) > 0

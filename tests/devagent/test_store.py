@@ -13,6 +13,7 @@ from mesh_middleware.devagent.ca import CertificateAuthority
 from mesh_middleware.devagent.durations import seconds
 from mesh_middleware.devagent.schema import RefusedError
 from mesh_middleware.devagent.store import Store
+from tests.support import await_for
 
 
 class Clock:
@@ -59,15 +60,19 @@ def test_a_leaf_is_renewed_between_60_and_90_percent_of_its_life(store, clock):
 def test_a_waiting_leaf_query_gets_the_renewed_one(store, clock):
     first, _ = store.leaves.current("web")
 
+    reads = []
+
     def read():
         issued, _ = store.leaves.current("web")
+        reads.append(issued)
         return issued.index, issued
 
     async def main():
         task = asyncio.create_task(blocking(store, Query(first.index, 20), read))
-        await asyncio.sleep(0)
+        await await_for(lambda: reads)
         store.write("config")
-        await asyncio.sleep(0.02)
+        await await_for(lambda: len(reads) > 1)  # looked at, and not what is waited for
+        await asyncio.sleep(0)
         assert not task.done()
         clock.now = first.renew
         store.tick()
