@@ -2,7 +2,9 @@
 
 The instance starts critical and passes only while it says itself that it can serve. Registrations
 live in the agent's memory: after a restart of the agent the check is unknown, which is noticed by
-the next update, and everything is registered again.
+the next update, and everything is registered again. So it is with a new token: the agent keeps the
+one that came with the registration, tells the catalogue of the instance by that one only, and by
+none once it was revoked, whoever updates the check.
 
 Source: Consul, /v1/agent/service/register and /v1/agent/check/update.
 """
@@ -60,8 +62,8 @@ class ServiceRegistration:
         """The check's ID; Consul would give the only check of a service the same."""
         return f"service:{self.id}"
 
-    def body(self) -> dict[str, Any]:
-        """What the agent is sent."""
+    def body(self, status: str = "critical") -> dict[str, Any]:
+        """What the agent is sent. `status`: how the check begins."""
         body: dict[str, Any] = {
             "ID": self.id,
             "Name": self.service,
@@ -74,7 +76,7 @@ class ServiceRegistration:
                     "CheckID": self.check_id,
                     "Name": "mesh-middleware: certificate, policy and event loop",
                     "TTL": f"{TTL_SECONDS}s",
-                    "Status": "critical",
+                    "Status": status,
                     "Notes": STARTING,
                     "DeregisterCriticalServiceAfter": DEREGISTER_AFTER,
                 }
@@ -104,14 +106,18 @@ class Registrar:
         self._client = client
         self._sleep = sleep
         self._explain = explain
+        self._new_token = client.token_watch()
+        self._old_token = False
         self._condition: str | None = None
 
     def __repr__(self) -> str:
         return f"<Registrar {self.registration.id}>"
 
-    async def register(self) -> None:
+    async def register(self, status: str = "critical") -> None:
         """Register, critical at first. ConsulError says why not (403: `service:write`)."""
-        await self._client.register(self.registration.body())
+        self._old_token |= self._new_token()
+        await self._client.register(self.registration.body(status))
+        self._old_token = False
 
     async def update(self, healthy: Healthy) -> None:
         """Tell the agent how the instance is now; registers again if the agent forgot it."""
@@ -157,6 +163,9 @@ class Registrar:
                 raise
 
     async def _update(self, status: str, output: str) -> None:
+        self._old_token |= self._new_token()
+        if self._old_token:
+            await self.register(status)
         await self._client.update_check(self.registration.check_id, status, output)
 
     async def _forgotten(self, error: ConsulError) -> bool:

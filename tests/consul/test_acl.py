@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Coroutine
+from pathlib import Path
+
 import pytest
 
 from mesh_middleware.config import MeshConfig
@@ -56,6 +59,33 @@ def test_less_is_refused_and_the_rule_is_said(
         for failure in manager.last_errors.values():
             assert failure.kind is FailureKind.ACL
             assert _RULE.format(service=SERVICE) in failure
+
+
+def test_a_new_token_speaks_for_the_instance_too(acl_consul: AclConsul, tmp_path: Path) -> None:
+    """The agent tells the catalogue of an instance by the token that it was registered with."""
+    first, file = acl_consul.identity(SERVICE), tmp_path / "token"
+    file.write_text(first.secret)
+    config = MeshConfig(SERVICE, address=acl_consul.address, token_file=str(file))
+    with MeshManager(config) as manager:
+        registrar = Registrar(manager.client, ServiceRegistration(SERVICE, 8443))
+
+        def run(step: Coroutine[None, None, None]) -> None:
+            manager.run_coroutine(step).result(10)
+
+        run(registrar.register())
+        run(registrar.update(lambda: None))
+        wait_for(lambda: acl_consul.instances(SERVICE, passing=True))
+        renewed = tmp_path / "renewed"
+        renewed.write_text(acl_consul.identity(SERVICE).secret)
+        renewed.replace(file)
+        acl_consul.revoke(first)
+        run(registrar.update(lambda: "no policy"))
+        wait_for(lambda: not acl_consul.instances(SERVICE, passing=True))
+        run(registrar.update(lambda: None))
+        wait_for(lambda: acl_consul.instances(SERVICE, passing=True))
+        run(registrar.critical("stopping"))
+        run(registrar.deregister())
+        wait_for(lambda: not acl_consul.instances(SERVICE))
 
 
 def test_registering_needs_the_same_right(acl_consul: AclConsul) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 from collections.abc import Callable, Coroutine, Iterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -198,6 +200,37 @@ def test_deregistering_what_is_gone_is_done(answer: httpx.Response, done: bool) 
     else:
         with pytest.raises(ConsulError):
             asyncio.run(coroutine)
+
+
+def test_a_new_token_registers_again_until_that_was_done(tmp_path: Path) -> None:
+    """With the check as it is now: nobody must see an instance that serves as critical."""
+    file, refused = tmp_path / "token", httpx.ConnectError("refused")
+    file.write_text("first")
+    said: list[tuple[str, str | None]] = []
+
+    def handle(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        status = body["Checks"][0]["Status"] if "Checks" in body else None
+        said.append((request.headers["x-consul-token"], status))
+        if len(said) == 3:
+            raise refused
+        return OK
+
+    config = MeshConfig("web", token_file=str(file))
+    registrar = Registrar(ConsulClient(config, transport=httpx.MockTransport(handle)), WEB)
+    asyncio.run(registrar.register())
+    asyncio.run(registrar.update(lambda: None))
+    file.write_text("second")
+    with pytest.raises(ConsulError):
+        asyncio.run(registrar.update(lambda: None))
+    asyncio.run(registrar.update(lambda: None))
+    asyncio.run(registrar.critical("stopping"))
+    assert said == [
+        *(("first", "critical"), ("first", None)),
+        ("second", "passing"),  # refused
+        *(("second", "passing"), ("second", None)),
+        ("second", None),
+    ]
 
 
 def test_a_failing_update_is_said_once_and_tried_again(caplog: pytest.LogCaptureFixture) -> None:
